@@ -1,0 +1,48 @@
+"""How long to wait before the next attempt. PURE."""
+
+from __future__ import annotations
+
+DEFAULT_MAX_RETRIES = 3
+DEFAULT_BACKOFF = 1.0
+MAX_DELAY = 3600.0
+MAX_DEATHS = 3
+
+_MASK = 2**64 - 1
+
+
+def unit_hash(number: int, salt: int) -> float:
+    """A number in [0, 1) that looks random and depends on nothing but its two arguments.
+
+    The mixing is that of splitmix64 (Steele, Lea, Flood 2014), so that jitter needs neither a generator nor its state.
+
+    >>> unit_hash(1, 1) == unit_hash(1, 1), unit_hash(1, 1) != unit_hash(2, 1)
+    (True, True)
+    """
+    mixed = (number * 0x9E3779B97F4A7C15 + salt * 0xBF58476D1CE4E5B9) & _MASK
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+    return ((mixed ^ (mixed >> 31)) >> 11) / 2**53
+
+
+def retry_delay(task_id: int, failures: int, backoff: float) -> float:
+    """Seconds until the next attempt after the ``failures``-th failure (1, 2, …).
+
+    Exponential from ``backoff``, at most an hour, with equal jitter: evenly spread over the upper half
+    ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015), so that tasks that failed together come back apart.
+
+    >>> all(2.0 <= retry_delay(n, 3, 1.0) <= 4.0 for n in range(100))
+    True
+    >>> retry_delay(7, 60, 1.0) <= MAX_DELAY
+    True
+    """
+    delay = min(MAX_DELAY, backoff * 2.0 ** min(failures - 1, 62))
+    return delay / 2 + delay / 2 * unit_hash(task_id, failures)
+
+
+def death_delay(deaths: int) -> float:
+    """Seconds before a task runs again whose worker process died under it for the ``deaths``-th time.
+
+    >>> [death_delay(n) for n in (1, 2, 3)]
+    [1.0, 2.0, 4.0]
+    """
+    return min(MAX_DELAY, 2.0 ** (deaths - 1))

@@ -1,0 +1,236 @@
+"""The record of a task: what stores see. PURE.
+
+Heaps, lanes, counters and indexes are bookkeeping and live elsewhere (`ready`, `state`); they are rebuilt from records.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
+
+
+class State(enum.IntEnum):
+    """Where a task is in its life. The numbers are stored: never renumber."""
+
+    PENDING = 1
+    SCHEDULED = 2
+    RUNNING = 3
+    COMPLETED = 4
+    FAILED = 5
+    CANCELLED = 6
+
+    @property
+    def label(self) -> str:
+        """The word that people see: ``pending``, ``running``, …"""
+        return self.name.lower()
+
+
+FINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
+STATE_BY_LABEL = {state.label: state for state in State}
+
+
+class TaskError(NamedTuple):
+    """Why an attempt, or the task, failed.
+
+    ``kind`` is one of ``error`` (the code raised), ``timeout``, ``poisoned`` (its worker process died too often),
+    ``expired``, ``arguments`` (they do not fit the function). ``type`` is the exception's name, ``traceback`` text.
+    """
+
+    kind: str
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
+class NewTask(NamedTuple):
+    """One task in a submit call, as it travels: positional, only plain data.
+
+    ``payload``: the encoded arguments, opaque to the manager. ``delay``: seconds from now. ``backoff``: seconds before
+    the first retry, doubled for each further one. ``timeout``: seconds, None = no limit. ``key``: the caller's own
+    idempotency key. ``correlation_id``: copied into logs; made by the submitter.
+    """
+
+    type: str
+    payload: bytes
+    queue: str = "default"
+    priority: int = 0
+    max_retries: int = DEFAULT_MAX_RETRIES
+    backoff: float = DEFAULT_BACKOFF
+    delay: float = 0.0
+    timeout: float | None = None
+    key: str | None = None
+    correlation_id: str = ""
+
+
+class Task:
+    """One accepted task. Times are wall-clock seconds; ids and runs are integers given by the manager.
+
+    ``payload`` is None while it rests in the store only. ``client`` is the random number of the submitting client
+    (its results feed). ``worker`` is the incarnation that runs it, or ran it last. ``held_by`` of a running task is
+    that worker's name for people.
+    """
+
+    __slots__ = (
+        "backoff",
+        "cancel_requested",
+        "client",
+        "correlation_id",
+        "deaths",
+        "due_at",
+        "error",
+        "failures",
+        "finished_at",
+        "id",
+        "key",
+        "max_retries",
+        "payload",
+        "priority",
+        "queue",
+        "result",
+        "run",
+        "started_at",
+        "state",
+        "submitted_at",
+        "timeout",
+        "type",
+        "worker",
+        "worker_name",
+    )
+
+    def __init__(  # noqa: PLR0913  (a record has as many fields as it has)
+        self,
+        id: int,
+        type: str,
+        queue: str,
+        payload: bytes | None,
+        priority: int,
+        max_retries: int,
+        backoff: float,
+        timeout: float | None,
+        key: str | None,
+        correlation_id: str,
+        client: int,
+        submitted_at: float,
+        due_at: float,
+        state: State,
+        run: int = 0,
+        failures: int = 0,
+        deaths: int = 0,
+        cancel_requested: bool = False,
+        worker: str | None = None,
+        worker_name: str | None = None,
+        started_at: float | None = None,
+        finished_at: float | None = None,
+        result: bytes | None = None,
+        error: TaskError | None = None,
+    ) -> None:
+        self.id = id
+        self.type = type
+        self.queue = queue
+        self.payload = payload
+        self.priority = priority
+        self.max_retries = max_retries
+        self.backoff = backoff
+        self.timeout = timeout
+        self.key = key
+        self.correlation_id = correlation_id
+        self.client = client
+        self.submitted_at = submitted_at
+        self.due_at = due_at
+        self.state = state
+        self.run = run
+        self.failures = failures
+        self.deaths = deaths
+        self.cancel_requested = cancel_requested
+        self.worker = worker
+        self.worker_name = worker_name
+        self.started_at = started_at
+        self.finished_at = finished_at
+        self.result = result
+        self.error = error
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} {self.type} {self.state.label} run={self.run}>"
+
+
+class TaskRow(NamedTuple):
+    """A task as stores write and read it: the record's fields in one fixed order, immutable once copied.
+
+    ``payload`` is None in a row that updates a stored record (the payload never changes) and in rows that were read
+    without it. ``error`` is a plain tuple (kind, type, message, traceback).
+    """
+
+    id: int
+    type: str
+    queue: str
+    payload: bytes | None
+    priority: int
+    max_retries: int
+    backoff: float
+    timeout: float | None
+    key: str | None
+    correlation_id: str
+    client: int
+    submitted_at: float
+    due_at: float
+    state: int
+    run: int
+    failures: int
+    deaths: int
+    cancel_requested: bool
+    worker: str | None
+    worker_name: str | None
+    started_at: float | None
+    finished_at: float | None
+    result: bytes | None
+    error: tuple[str, str, str, str] | None
+
+
+def to_row(task: Task) -> TaskRow:
+    """Copy a record for a store; call it under the lock that guards the record."""
+    return TaskRow(
+        task.id,
+        task.type,
+        task.queue,
+        task.payload,
+        task.priority,
+        task.max_retries,
+        task.backoff,
+        task.timeout,
+        task.key,
+        task.correlation_id,
+        task.client,
+        task.submitted_at,
+        task.due_at,
+        task.state,
+        task.run,
+        task.failures,
+        task.deaths,
+        task.cancel_requested,
+        task.worker,
+        task.worker_name,
+        task.started_at,
+        task.finished_at,
+        task.result,
+        task.error,
+    )
+
+
+def from_row(row: TaskRow) -> Task:
+    """The record that a store gave back."""
+    task = Task(*row)  # type: ignore[arg-type]  # state and error get their types in the next lines
+    task.state = State(row.state)
+    task.cancel_requested = bool(row.cancel_requested)
+    task.error = None if row.error is None else TaskError(*row.error)
+    return task
+
+
+def describe(row: TaskRow) -> dict[str, Any]:
+    """A row as plain data for clients (``payload`` and ``result`` stay encoded, states become words)."""
+    record: dict[str, Any] = row._asdict()
+    record["state"] = State(row.state).label
+    record["cancel_requested"] = bool(row.cancel_requested)
+    record["error"] = None if row.error is None else TaskError(*row.error)._asdict()
+    return record

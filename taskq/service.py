@@ -1,0 +1,306 @@
+"""The verbs of the queue: everything that a client or a worker may call, and nothing else.
+
+`taskq.queue.job_queue.JobQueue` is the implementation; the wire exposes exactly these methods. All arguments and
+results are plain data (None, bool, int, float, str, bytes, tuples, dicts with text keys), so that a call means the same
+in process and over the wire; lists may arrive as tuples. Times are seconds; "wall" times are seconds since 1970 UTC.
+Errors are `taskq.errors`. Whoever adds a verb writes it into ``wire/PROTOCOL.md`` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypedDict
+
+from taskq.queue.task import NewTask
+
+PROTOCOL = 1
+"""Version of the verbs and of the frames; both sides must have the same."""
+
+MAX_BATCH = 1_000
+"""Most items in one call."""
+MAX_BATCH_BYTES = 256 * 1024
+"""Senders cut their batches at about this size; one larger item travels alone."""
+INLINE_RESULT = 4 * 1024
+"""Results up to this size travel with the news that the task is finished; larger ones are asked for by id."""
+MAX_RESULT = 1024 * 1024
+"""Bytes: largest encoded result."""
+MAX_WAIT = 20.0
+"""Seconds: longest time that a waiting call (`reserve`, `finished`, `wait`) is held by the manager."""
+
+
+class Hello(TypedDict):
+    """What a manager says of itself."""
+
+    name: str
+    version: str
+    store_id: int
+    epoch: int
+    durable: bool
+    pid: int
+    started_at: float
+    max_payload: int
+
+
+class TypeInfo(TypedDict):
+    """A task type as its worker announced it.
+
+    ``parameters``: one ``(name, kind, required)`` each; kind is the number of `inspect.Parameter.kind`. The other
+    fields are the defaults of the decorator. ``workers``: how many live worker processes offer it now (set by the manager).
+    """
+
+    name: str
+    parameters: Sequence[tuple[str, int, bool]]
+    queue: str
+    max_retries: int
+    backoff: float
+    timeout: float | None
+    workers: int
+
+
+class Types(TypedDict):
+    """All types ever announced to this store. ``ever_joined``: whether any worker ever was."""
+
+    types: Sequence[TypeInfo]
+    ever_joined: bool
+
+
+class Submitted(NamedTuple):
+    """Reply to `submit`: one id for each item, in order; ``existing``: positions of those that a key already had."""
+
+    ids: Sequence[int]
+    existing: Sequence[int]
+
+
+class Outcome(NamedTuple):
+    """News of a task. ``state``: its label, or ``unknown`` where there is no such task.
+
+    ``result``: encoded; None when it is larger than `INLINE_RESULT` (ask `result`) or there is none. ``error``:
+    (kind, type, message, traceback) of a failed task. ``failures``, ``deaths``, ``worker``: as in the record.
+    """
+
+    id: int
+    state: str
+    result: bytes | None
+    error: tuple[str, str, str, str] | None
+    failures: int
+    deaths: int
+    worker: str | None
+
+
+class Finished(NamedTuple):
+    """Reply to `finished`. ``lagged``: some news was dropped, or the feed is new; ask by id for what is outstanding."""
+
+    cursor: int
+    lagged: bool
+    outcomes: Sequence[Outcome]
+
+
+class Handout(NamedTuple):
+    """One task for a worker. ``attempt`` counts from 1 (failures + deaths + 1)."""
+
+    id: int
+    run: int
+    type: str
+    payload: bytes
+    queue: str
+    attempt: int
+    timeout: float | None
+    correlation_id: str
+    submitted_at: float
+
+
+class Reserved(NamedTuple):
+    """Reply to `reserve`. ``closed``: the session is over (re-attached elsewhere, drained, reported dead)."""
+
+    tasks: Sequence[Handout]
+    closed: bool
+
+
+class PoolInfo(TypedDict):
+    """Who a pool is. ``id`` is random and made by the pool; ``local``: the id of the manager run that started it."""
+
+    id: str
+    name: str
+    host: str
+    pid: int
+    local: str | None
+
+
+class ChildInfo(TypedDict):
+    """One live worker process in a heartbeat. ``stopped``: it is suspended, so that its leases are not extended.
+
+    ``running``: (task id, run, type, seconds since it started) of each busy slot.
+    """
+
+    incarnation: str
+    pid: int
+    stopped: bool
+    cpu_percent: float
+    rss_bytes: int
+    running: Sequence[tuple[int, int, str, float]]
+
+
+class BeatReply(TypedDict):
+    """``drain``: deliver and leave. ``interval``: seconds until the next heartbeat. ``store_id``: as in `Hello`."""
+
+    drain: bool
+    interval: float
+    store_id: int
+    epoch: int
+
+
+class WorkerInfo(TypedDict):
+    """What a worker process says when it attaches. ``queues``: those it serves, empty = all."""
+
+    incarnation: str
+    pool: PoolInfo
+    name: str
+    host: str
+    pid: int
+    threads: int
+    queues: Sequence[str]
+    types: Sequence[TypeInfo]
+
+
+class Attached(TypedDict):
+    """Reply to `attach`. ``session`` goes along with `reserve` and `report`. ``lost``: those of the runs that were sent
+    along and are no longer this worker's: their outcomes will be refused."""
+
+    session: int
+    store_id: int
+    epoch: int
+    lost: Sequence[tuple[int, int]]
+
+
+# What a worker reports, positional; the first element says what it is.
+ACK, NACK, GIVE_BACK, SNOOZE, PROGRESS = 0, 1, 2, 3, 4
+Report = Sequence[Any]
+"""One of:
+
+``(ACK, id, run, result, run_s)``: done; ``result`` encoded.
+``(NACK, id, run, error, delay, run_s)``: failed; ``error`` = (kind, type, message, traceback); ``delay`` = None for the
+task's own backoff, a number of seconds for a given one, -1 for no further attempt.
+``(GIVE_BACK, id, run)``: never started here.
+``(SNOOZE, id, run, delay)``: again in ``delay`` seconds, no attempt used.
+``(PROGRESS, id, run, fraction, note)``: how far it is.
+"""
+
+
+class QueueService(Protocol):
+    """What the manager offers. See the module's text for what travels."""
+
+    # -- everybody
+
+    def hello(self) -> Hello:
+        """Who the manager is and which store it has."""
+        ...
+
+    def types(self) -> Types:
+        """The task types that workers announced, with their signatures."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """Figures for the monitor, schema ``taskq.snapshot/1``; its cost does not grow with the number of tasks."""
+        ...
+
+    # -- clients
+
+    def submit(self, client: int, seq: int, items: Sequence[NewTask]) -> Submitted:
+        """Accept all of these tasks, or none; they are on disk when this returns.
+
+        ``client`` is a random 63-bit number of the caller's, ``seq`` its counter of submit calls: the same call again
+        gives the same ids. Raises `QueueFull`, `StorageFull`, `KeyConflict`, `PayloadTooLarge`, `OutcomeUnknown`,
+        `ShuttingDown`, `BadArguments` (a value out of range).
+        """
+        ...
+
+    def finished(self, client: int, cursor: int, timeout: float) -> Finished:
+        """The next outcomes of this client's tasks after ``cursor`` (0 at first); waits up to ``timeout`` seconds."""
+        ...
+
+    def wait(self, ids: Sequence[int], timeout: float) -> Sequence[Outcome]:
+        """The outcomes of those of these tasks that are final or unknown; waits until there is at least one.
+
+        With ``timeout`` 0: one outcome for *each* id, also for those that are not final.
+        """
+        ...
+
+    def result(self, id: int) -> Outcome:
+        """The whole outcome of one task, its result at any size. Raises `TaskNotFound`."""
+        ...
+
+    def get(self, ids: Sequence[int]) -> Sequence[dict[str, Any] | None]:
+        """Whole records (`taskq.queue.task.describe`), None where there is no such task."""
+        ...
+
+    def list_tasks(
+        self, state: str | None, type: str | None, queue: str | None, limit: int
+    ) -> Sequence[dict[str, Any]]:
+        """Whole records, newest first."""
+        ...
+
+    def cancel(self, ids: Sequence[int]) -> Sequence[str]:
+        """Cancel; for each id what it is now: ``cancelled``, ``running`` (asked to stop: no further attempt),
+        ``completed`` or ``failed`` (too late), ``unknown``."""
+        ...
+
+    def purge(self, states: Sequence[str], older_s: float) -> int:
+        """Delete final records that finished at least ``older_s`` seconds ago; gives their number."""
+        ...
+
+    # -- pools (the parent of worker processes)
+
+    def beat(self, pool: PoolInfo, children: Sequence[ChildInfo]) -> BeatReply:
+        """A heartbeat: the listed, not stopped children are alive; their leases go on."""
+        ...
+
+    def child_died(
+        self, pool: str, incarnation: str, how: str, started: Sequence[tuple[int, int]], counts: bool
+    ) -> None:
+        """A worker process is gone for certain. ``how``: for people (``signal 11``, ``exit code 1``).
+
+        ``started``: (task, run) of what it had begun; with ``counts`` these count a death, else they just go back.
+        """
+        ...
+
+    def leave(self, pool: str) -> None:
+        """The pool is over; all its children have left or were reported."""
+        ...
+
+    # -- worker processes
+
+    def attach(self, worker: WorkerInfo, held: Sequence[tuple[int, int]]) -> Attached:
+        """Join, first or again: ends the incarnation's former session. ``held``: exactly the (task, run) it has now,
+        finished but unreported ones included; leases of it that are not in there go back.
+
+        Raises `StaleRun` when the incarnation was reported dead.
+        """
+        ...
+
+    def reserve(
+        self, incarnation: str, session: int, slots: int, extra: int, fast: Sequence[str], timeout: float
+    ) -> Reserved:
+        """Up to ``slots`` tasks of any type that this worker offers, and up to ``extra`` more of the ``fast`` types.
+
+        Waits up to ``timeout`` seconds for the first one.
+        """
+        ...
+
+    def report(self, incarnation: str, session: int, reports: Sequence[Report]) -> Sequence[int]:
+        """Outcomes of runs; on disk when this returns. Gives the positions of those that were refused as stale.
+
+        Raises `StaleRun` when the session is over.
+        """
+        ...
+
+    def drain(self, incarnation: str, session: int) -> None:
+        """Hand out nothing more to this worker; its waiting `reserve` returns at once."""
+        ...
+
+    def detach(self, incarnation: str, session: int) -> None:
+        """An orderly goodbye: the worker holds nothing any more."""
+        ...
+
+
+VERBS = tuple(name for name in vars(QueueService) if not name.startswith("_"))
+"""The names of all verbs: what the wire exposes."""

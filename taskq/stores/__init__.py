@@ -1,0 +1,1 @@
+"""Where records are kept: memory or SQLite, behind one protocol."""

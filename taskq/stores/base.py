@@ -1,0 +1,175 @@
+"""What a store is: the place where records are kept, at the level of records.
+
+The manager's memory is the authority while it runs; the store is the record that the next start believes. A store
+knows nothing of states' meaning, leases or limits: it writes what it is given in one transaction, and gives it back.
+
+Rules that every store keeps (one contract suite holds them):
+
+* `Store.write` is all or nothing, and durable when it returns (as far as the store is durable at all).
+* Every method may be called from any thread; the store serialises them itself. A read never sees half a batch.
+* Rows are immutable once handed over; a store may keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from taskq.queue.task import State, TaskRow
+
+INLINE_PAYLOAD = 64
+"""Bytes: payloads up to this size are loaded with their task at start; larger ones rest until it is handed out."""
+
+KEEP_CALLS = 24 * 3600.0
+"""Seconds that a submit call, and the key of a purged task, stay known."""
+
+
+class CallRow(NamedTuple):
+    """One submit call: what makes its repetition give the same ids. ``size``: number of tasks; ``at``: wall-clock seconds."""
+
+    client: int
+    seq: int
+    first_id: int
+    size: int
+    digest: bytes
+    at: float
+
+
+class KeyRow(NamedTuple):
+    """A caller's own key, and the task it stands for. ``digest``: content of that submit."""
+
+    key: str
+    id: int
+    digest: bytes
+
+
+class WorkerRow(NamedTuple):
+    """A worker process that has joined and not left: what a restarted manager waits for."""
+
+    incarnation: str
+    pool: str
+    name: str
+    host: str
+    pid: int
+
+
+class TypeRow(NamedTuple):
+    """A task type as workers announced it. ``info``: JSON text (see ``taskq.service.TypeInfo``)."""
+
+    name: str
+    info: str
+
+
+@dataclass
+class Batch:
+    """Everything that one transaction writes.
+
+    A task is in ``new`` when the store does not have it yet, else in ``changed``, never in both. The rows in
+    ``changed`` carry no payload: what is stored stays. ``next_id`` and ``totals`` are written with each batch.
+    """
+
+    new: list[TaskRow] = field(default_factory=list)
+    changed: list[TaskRow] = field(default_factory=list)
+    calls: list[CallRow] = field(default_factory=list)
+    keys: list[KeyRow] = field(default_factory=list)
+    types: list[TypeRow] = field(default_factory=list)
+    joined: list[WorkerRow] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    next_id: int = 1
+    totals: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a store knows when it is opened.
+
+    ``epoch`` was raised by one, and that is on disk already. ``live`` counts the records that are not final; ``final``
+    counts the others by state.
+    """
+
+    store_id: int
+    epoch: int
+    next_id: int
+    totals: dict[str, int]
+    live: int
+    final: dict[State, int]
+    types: list[TypeRow]
+    workers: list[WorkerRow]
+
+
+class Store(Protocol):
+    """Where records are kept."""
+
+    kind: str
+    """``memory`` or ``sqlite``."""
+    durable: bool
+    """Whether what was written outlives the process."""
+
+    def open(self) -> Opened:
+        """Take the store for this process and raise its epoch.
+
+        Raises `StoreLocked` when another process has it, `StoreDamaged` when it cannot be read, `ConfigError` when its
+        folder cannot be written or it was made by a newer taskq.
+        """
+        ...
+
+    def live(self) -> Iterator[TaskRow]:
+        """All records that are not final, by rising id, with payloads of up to `INLINE_PAYLOAD` bytes (else None).
+
+        Called once, after `open` and before the first `write`; reads in pieces, so that a million rows cost no second
+        copy in memory.
+        """
+        ...
+
+    def write(self, batch: Batch) -> None:
+        """Write a batch in one transaction; it is on disk when this returns.
+
+        Raises `StoreFailed` when that is not certain; then the store takes no further writes.
+        """
+        ...
+
+    def has_space(self) -> bool:
+        """Whether there is room for new tasks (cheap: asked about once a second)."""
+        ...
+
+    def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
+        """The payloads of these tasks, by id; unknown ids are left out."""
+        ...
+
+    def get(self, ids: Sequence[int]) -> dict[int, TaskRow]:
+        """The whole records, payload and result included, by id; unknown ids are left out."""
+        ...
+
+    def select(
+        self, *, states: Iterable[State] = (), type: str | None = None, queue: str | None = None, limit: int = 50
+    ) -> list[TaskRow]:
+        """Whole records, newest (highest id) first; no states = all."""
+        ...
+
+    def last_seq(self, client: int) -> int:
+        """The highest sequence number of this client's stored calls, 0 if there is none."""
+        ...
+
+    def find_call(self, client: int, seq: int) -> CallRow | None:
+        """The call that was stored under these numbers."""
+        ...
+
+    def find_keys(self, keys: Sequence[str]) -> dict[str, KeyRow]:
+        """Which of these keys are known, and for which task."""
+        ...
+
+    def purge(self, states: Iterable[State], finished_before: float, limit: int, now: float) -> dict[State, int]:
+        """Delete up to ``limit`` final records of these states that finished before then; their keys expire 24 h later.
+
+        Gives the number deleted by state; empty when nothing is left to delete. Final states only.
+        """
+        ...
+
+    def prune(self, now: float) -> None:
+        """Forget calls older than 24 h and keys whose time is over."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and locks; safe to call twice."""
+        ...

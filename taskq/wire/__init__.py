@@ -1,0 +1,1 @@
+"""The wire: how processes talk to the manager. PROTOCOL.md beside this file is its specification."""

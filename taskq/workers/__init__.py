@@ -1,0 +1,1 @@
+"""Worker processes: the pool that keeps them alive, and what runs inside each."""
