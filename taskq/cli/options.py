@@ -1,0 +1,231 @@
+"""The options that commands share, declared once: connection, directories, logging, output.
+
+Each decorator hands the command *one* object instead of its many options::
+
+    @click.command(cls=Command, example="taskq-monitor --once")
+    @connection_options          # connection: Connection
+    @common_options              # output: Output
+    def command(connection: Connection, output: Output) -> int: ...
+
+Precedence is flag, environment (``TASKQ_`` + the option's name), join file, default.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from taskq import __version__, config
+from taskq.cli.output import Output
+from taskq.errors import ConfigError
+
+R = TypeVar("R")
+Function = Callable[..., R]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
+
+
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # not generic yet in older versions of click
+    """A value that `taskq.config` can read from text."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The parsed value; a usage error when it cannot be read."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ConfigError as error:
+            self.fail(f"{error.message}; {error.hint}" if error.hint else error.message, param, ctx)
+
+
+DURATION = _Parsed("duration", config.parse_duration)
+"""Seconds, from ``30``, ``10s``, ``1h30m``."""
+SIZE = _Parsed("size", config.parse_size)
+"""Bytes, from ``1000``, ``64k``, ``1MiB``."""
+
+
+class _ExampleFirst:
+    """Help that opens with an example, and ``-h`` beside ``--help``."""
+
+    example = ""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example, then what click writes."""
+        if self.example:
+            with formatter.section("Example"):
+                for line in self.example.splitlines():
+                    formatter.write(f"  {line}\n")
+            formatter.write("\n")
+        super().format_help(ctx, formatter)  # type: ignore[misc]  # a mixin: the other base is a click.Command
+
+
+class Command(_ExampleFirst, click.Command):
+    """A command; ``example`` is the first thing that its help shows."""
+
+    def __init__(self, *args: Any, example: str = "", **attributes: Any) -> None:
+        attributes.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 100})
+        super().__init__(*args, **attributes)
+        self.example = example
+
+
+class Group(_ExampleFirst, click.Group):
+    """A command with subcommands; ``example`` is the first thing that its help shows."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, example: str = "", **attributes: Any) -> None:
+        attributes.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 100})
+        super().__init__(*args, **attributes)
+        self.example = example
+
+
+def setting(name: str, *more: str, **attributes: Any) -> Decorator:
+    """An option that has an environment variable too: ``--state-dir`` is ``TASKQ_STATE_DIR``."""
+    variable = "TASKQ_" + name.removeprefix("--").upper().replace("-", "_")
+    return click.option(name, *more, envvar=variable, **attributes)
+
+
+@dataclass(frozen=True)
+class Directories:
+    """Where an instance lives: ``--state-dir`` and ``--name``."""
+
+    state_dir: str | None
+    name: str
+
+    @property
+    def state(self) -> config.StateDir:
+        """The folder of the instance; it need not exist."""
+        return config.state_dir(self.name, self.state_dir)
+
+
+@dataclass(frozen=True)
+class Connection(Directories):
+    """How to reach a manager. ``connect_timeout``: seconds."""
+
+    join_file: str | None
+    host: str | None
+    port: int | None
+    key_file: str | None
+    connect_timeout: float
+
+    def join(self) -> config.Join:
+        """Addresses and key, from what was given; ``--join -`` reads them from stdin (once).
+
+        Raises `ConfigError`, `AuthenticationFailed`.
+        """
+        if self.join_file == "-":
+            return config.Join.from_json(sys.stdin.read(), "what came from standard input")
+        return config.find_join(
+            join=self.join_file, host=self.host, port=self.port, key_file=self.key_file, state=self.state
+        )
+
+
+def directory_options(function: Function[R]) -> Function[R]:
+    """Add ``--state-dir`` and ``--name``: the command gets ``directories: Directories``."""
+
+    @functools.wraps(function)
+    def wrapper(*, state_dir: str | None, name: str, **others: Any) -> R:
+        return function(directories=Directories(state_dir, name), **others)
+
+    return _directories(wrapper)
+
+
+def connection_options(function: Function[R]) -> Function[R]:
+    """Add ``--join --host --port --key-file --state-dir --name --connect-timeout``: the command gets ``connection``."""
+
+    @functools.wraps(function)
+    def wrapper(
+        *,
+        state_dir: str | None,
+        name: str,
+        join_file: str | None,
+        host: str | None,
+        port: int | None,
+        key_file: str | None,
+        connect_timeout: float,
+        **others: Any,
+    ) -> R:
+        found = Connection(state_dir, name, join_file, host, port, key_file, connect_timeout)
+        return function(connection=found, **others)
+
+    options: list[Decorator] = [
+        setting("--join", "join_file", metavar="FILE", help="Join file of the manager; - reads it from stdin."),
+        setting("--host", metavar="HOST", help="Where the manager is.  [join file, else 127.0.0.1]"),
+        setting("--port", type=click.IntRange(1, 65535), metavar="PORT", help="Its port.  [join file, else 8275]"),
+        key_option,
+        _directories,
+        setting(
+            "--connect-timeout",
+            type=DURATION,
+            default="5s",
+            show_default=True,
+            metavar="TIME",
+            help="How long to try to reach it.",
+        ),
+    ]
+    return _apply(options, wrapper)
+
+
+def common_options(function: Function[R]) -> Function[R]:
+    """Add ``--log-level --log-format --json -q --color -h --version``: the command gets ``output: Output``."""
+
+    @functools.wraps(function)
+    def wrapper(
+        *, log_level: str | None, log_format: str | None, as_json: bool, quiet: bool, color: str, **others: Any
+    ) -> R:
+        output = Output(json=as_json, quiet=quiet, color=color, log_level=log_level, log_format=log_format)
+        return function(output=output, **others)
+
+    options: list[Decorator] = [
+        setting("--log-level", type=click.Choice(LOG_LEVELS), help="What to log.  [info; clients: warning]"),
+        setting("--log-format", type=click.Choice(LOG_FORMATS), help="How to log.  [text on a terminal, else json]"),
+        click.option("--json", "as_json", is_flag=True, help="Print data and errors as JSON."),
+        click.option("-q", "--quiet", is_flag=True, help="Print data and errors only."),
+        click.option("--color", type=click.Choice(("auto", "always", "never")), default="auto", show_default=True),
+        click.version_option(__version__, message="%(prog)s %(version)s"),
+    ]
+    return _apply(options, wrapper)
+
+
+def key_option(function: Function[R]) -> Function[R]:
+    """Add ``--key-file``."""
+    add = setting("--key-file", metavar="FILE", help="File with the key.  [join file, else key in the state folder]")
+    return add(function)
+
+
+def _directories(function: Function[R]) -> Function[R]:
+    state_dir = setting(
+        "--state-dir",
+        type=click.Path(file_okay=False, path_type=None),
+        metavar="DIR",
+        help="Folder of the instance: key, join file, store, logs.  [$XDG_STATE_HOME/taskq/<name>]",
+    )
+    name = setting("--name", default="default", show_default=True, metavar="NAME", help="Name of the instance.")
+    return _apply([state_dir, name], function)
+
+
+def _apply(options: list[Decorator], function: Function[R]) -> Function[R]:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def task_modules(modules: tuple[str, ...]) -> tuple[str, ...]:
+    """What ``--tasks`` gave: names of modules; a path to a file is a usage error that says what to write."""
+    for module in modules:
+        if module.endswith(".py") or "/" in module:
+            dotted = ".".join(Path(module).with_suffix("").parts)
+            raise click.UsageError(f'--tasks takes the name of a module, not a file: write "--tasks {dotted}"')
+    return modules
