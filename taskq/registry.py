@@ -1,0 +1,326 @@
+"""Task types: what `task` makes of a function, and where a worker finds the function again by the type's name.
+
+A type is known by its name alone; no code ever travels. The registry is one dictionary a process, filled by
+importing modules: a worker imports `taskq.builtin_tasks` and then what its user named (`load`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import math
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from taskq.errors import BadArguments, ConfigError
+from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
+from taskq.service import TypeInfo
+from taskq.signature import Signature
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_types: dict[str, TaskType[..., Any]] = {}
+_lock = threading.Lock()
+
+
+# -- what one submit may change --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one submit differs from its type's defaults; None: as the type says.
+
+    ``priority``: higher first. ``delay``, ``backoff`` (before the first retry, doubled for each further one) and
+    ``timeout`` in seconds. ``key``: the caller's own idempotency key; the same key again gives the same task.
+    """
+
+    queue: str | None = None
+    priority: int = 0
+    max_retries: int | None = None
+    delay: float = 0.0
+    key: str | None = None
+    backoff: float | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if problem := _problem(self.queue, self.max_retries, self.backoff, self.timeout):
+            raise BadArguments(problem)
+        if type(self.priority) is not int or not -(2**31) <= self.priority < 2**31:
+            raise BadArguments(f"priority must be an integer of 32 bits, not {self.priority!r}")
+        if not _is_number(self.delay) or self.delay < 0:
+            raise BadArguments(f"delay must be a number of seconds from 0 on, not {self.delay!r}")
+        if self.key is not None and (not isinstance(self.key, str) or not 0 < len(self.key) <= 200):
+            raise BadArguments(f"key must be a text of 1 to 200 characters, not {self.key!r}")
+
+
+def _problem(queue: str | None, max_retries: int | None, backoff: float | None, timeout: float | None) -> str:
+    """What is wrong with these values, empty if nothing is; None is always right."""
+    if queue is not None and not _is_name(queue):
+        return f"a queue's name is a text without spaces of 1 to 200 characters, not {queue!r}"
+    if max_retries is not None and (type(max_retries) is not int or not 0 <= max_retries < 2**31):
+        return f"max_retries must be an integer from 0 on, not {max_retries!r}"
+    if backoff is not None and (not _is_number(backoff) or backoff < 0):
+        return f"backoff must be a number of seconds from 0 on, not {backoff!r}"
+    if timeout is not None and (not _is_number(timeout) or timeout <= 0):
+        return f"timeout must be a number of seconds over 0, not {timeout!r}"
+    return ""
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() and not any(map(str.isspace, value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Prepared(Generic[P, R]):
+    """A task type together with `Options`: submit it as you would submit the type."""
+
+    def __init__(self, target: TaskType[P, R] | str, options: Options) -> None:
+        self.target = target
+        self.options_given = options
+
+
+# -- task types ------------------------------------------------------------------------------------------------------
+
+
+class TaskType(Generic[P, R]):
+    """A function that workers run, under a name. Calling it runs the function here and now.
+
+    ``queue``, ``max_retries``, ``backoff`` and ``timeout`` (seconds) are defaults for submits. An exception that is not
+    an instance of ``retry_on`` fails the task for good.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        name: str,
+        queue: str = "default",
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        backoff: float = DEFAULT_BACKOFF,
+        timeout: float | None = None,
+        retry_on: tuple[type[Exception], ...] = (Exception,),
+    ) -> None:
+        if not callable(function):
+            raise ConfigError(f"@task goes on a function, not on {function!r}")
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise ConfigError(f"{name} must be a plain function: neither async nor a generator")
+        if not _is_name(name):
+            raise ConfigError(f"a task's name is a text without spaces of 1 to 200 characters, not {name!r}")
+        if problem := _problem(queue, max_retries, backoff, timeout):
+            raise ConfigError(f"{name}: {problem}")
+        if not isinstance(retry_on, tuple) or not all(
+            isinstance(e, type) and issubclass(e, Exception) for e in retry_on
+        ):
+            raise ConfigError(f"{name}: retry_on must be a tuple of exception classes")
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.name = name
+        self.queue = queue
+        self.max_retries = max_retries
+        self.backoff = backoff
+        self.timeout = timeout
+        self.retry_on = retry_on
+        self.signature = Signature(name, _parameters(function))
+        self._extra_check: Callable[..., None] | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<TaskType {self.signature}>"
+
+    def options(
+        self,
+        *,
+        queue: str | None = None,
+        priority: int = 0,
+        max_retries: int | None = None,
+        delay: float = 0.0,
+        key: str | None = None,
+        backoff: float | None = None,
+        timeout: float | None = None,
+    ) -> Prepared[P, R]:
+        """This type with other options for one submit, see `Options`. Raises `BadArguments`."""
+        return Prepared(self, Options(queue, priority, max_retries, delay, key, backoff, timeout))
+
+    def check(self, function: Callable[P, None]) -> Callable[P, None]:
+        """Decorator: ``function`` gets the arguments before a submit and raises `BadArguments` to refuse them."""
+        self._extra_check = function
+        return function
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise `BadArguments` unless the function, and its extra check, accept these arguments."""
+        self.signature.check(args, kwargs)
+        if self._extra_check is not None:
+            self._extra_check(*args, **kwargs)
+
+    def describe(self) -> TypeInfo:
+        """What a worker announces of this type."""
+        return TypeInfo(
+            name=self.name,
+            parameters=self.signature.parameters,
+            queue=self.queue,
+            max_retries=self.max_retries,
+            backoff=self.backoff,
+            timeout=self.timeout,
+            workers=0,
+        )
+
+
+def _parameters(function: Callable[..., Any]) -> list[tuple[str, int, bool]]:
+    found = inspect.signature(function).parameters.values()
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [(p.name, int(p.kind), p.default is p.empty and p.kind not in variable) for p in found]
+
+
+@overload
+def task(function: Callable[P, R], /) -> TaskType[P, R]: ...
+
+
+@overload
+def task(
+    *,
+    name: str | None = None,
+    queue: str = "default",
+    max_retries: int = DEFAULT_MAX_RETRIES,
+    backoff: float = DEFAULT_BACKOFF,
+    timeout: float | None = None,
+    retry_on: tuple[type[Exception], ...] = (Exception,),
+) -> Callable[[Callable[P, R]], TaskType[P, R]]: ...
+
+
+def task(function: Callable[..., Any] | None = None, /, *, name: str | None = None, **settings: Any) -> Any:
+    """Decorator: make a function a task type and register it under ``name``, by default ``<module>.<function>``.
+
+    The other settings are those of `TaskType`. Raises `ConfigError` when a setting is no good or the name is taken.
+    """
+
+    def register(function: Callable[..., Any]) -> TaskType[..., Any]:
+        made: TaskType[..., Any] = TaskType(function, name or _default_name(function), **settings)
+        with _lock:
+            known = _types.get(made.name)
+            if known is not None and not _same_source(known.function, function):
+                raise ConfigError(f'two tasks are named "{made.name}": give one of them another @task(name=…)')
+            _types[made.name] = made
+        return made
+
+    return register if function is None else register(function)
+
+
+def _default_name(function: Callable[..., Any]) -> str:
+    """``<module>.<function>``. A module that runs as a script is named as a worker would import it."""
+    module = getattr(function, "__module__", "")
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        module = spec.name if spec is not None else Path(file).stem if file else module
+    return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
+
+
+def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether this is one function that came twice: as script and as module, reloaded, or entered again by hand."""
+    first, second = getattr(one, "__code__", None), getattr(other, "__code__", None)
+    if first is None or second is None:
+        return False
+    by_hand = one.__module__ == other.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
+    return by_hand or (first.co_filename, first.co_firstlineno) == (second.co_filename, second.co_firstlineno)
+
+
+def named(
+    name: str,
+    *,
+    queue: str | None = None,
+    priority: int = 0,
+    max_retries: int | None = None,
+    delay: float = 0.0,
+    key: str | None = None,
+    backoff: float | None = None,
+    timeout: float | None = None,
+) -> Prepared[..., Any]:
+    """A task type by its name, with options for one submit, see `Options`: for code that cannot be imported here."""
+    return Prepared(name, Options(queue, priority, max_retries, delay, key, backoff, timeout))
+
+
+def lookup(name: str) -> TaskType[..., Any] | None:
+    """The type that was registered under ``name`` in this process."""
+    return _types.get(name)
+
+
+def all_types() -> list[TaskType[..., Any]]:
+    """All types that are registered in this process, by name."""
+    with _lock:
+        return sorted(_types.values(), key=lambda found: found.name)
+
+
+def load(modules: Sequence[str]) -> None:
+    """Import the modules that hold a user's tasks; the current folder is on the path for it.
+
+    Raises `ConfigError` when one cannot be imported or its name is a path.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    for module in modules:
+        if "/" in module or module.endswith(".py"):
+            raise ConfigError(
+                f'"{module}" is a file, not a module',
+                hint=f'name it as "import" would: {module.removesuffix(".py").strip("./").replace("/", ".")}',
+            )
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f'cannot import "{module}": {error} (looked in {here} and the rest of sys.path)',
+                hint="start from the folder that holds it, or set PYTHONPATH",
+            ) from error
+        except ConfigError:
+            raise
+        except (Exception, SystemExit) as error:  # the module is the user's code and may do anything
+            raise ConfigError(f'cannot import "{module}": {type(error).__name__}: {error}') from error
+
+
+# -- the task that is running ----------------------------------------------------------------------------------------
+
+
+def _ignore(fraction: float, note: str) -> None:
+    """What `TaskContext.progress` does where no worker listens."""
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a running task can know of itself, and say.
+
+    ``attempt`` counts from 1. ``correlation_id`` is handed on to the tasks that this one submits.
+    """
+
+    id: int = 0
+    run: int = 0
+    attempt: int = 1
+    type: str = ""
+    queue: str = ""
+    correlation_id: str = ""
+    on_progress: Callable[[float, str], None] = _ignore
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """Say how far the task is: ``fraction`` from 0 to 1, and a few words."""
+        self.on_progress(min(1.0, max(0.0, float(fraction))), str(note))
+
+
+_NOWHERE = TaskContext()
+CURRENT: ContextVar[TaskContext] = ContextVar("taskq_current_task", default=_NOWHERE)
+"""Set by the worker around each run."""
+
+
+def current_task() -> TaskContext:
+    """The task that runs in this thread. Outside of one its id is 0 and progress goes nowhere, so that a plain call of
+    a task's function works."""
+    return CURRENT.get()
