@@ -1,0 +1,174 @@
+"""A store that lives and dies with its object: for tests, and for queues that need not survive a restart.
+
+It keeps its records over `close` and `open` of the same object, so that a restart can be played through without a disk.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from taskq.errors import StoreFailed, StoreLocked
+from taskq.queue.task import FINAL, State, TaskRow
+from taskq.stores.base import INLINE_PAYLOAD, KEEP_CALLS, Batch, CallRow, KeyRow, Opened, TypeRow, WorkerRow
+
+
+class MemoryStore:
+    """Records in dictionaries, behind the interface of `taskq.stores.base.Store`."""
+
+    kind = "memory"
+    durable = False
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._open = False
+        self._store_id = secrets.randbits(63)
+        self._epoch = 0
+        self._next_id = 1
+        self._totals: dict[str, int] = {}
+        self._rows: dict[int, TaskRow] = {}
+        # Final records by age, oldest first; an entry whose record has changed since is skipped when it comes up.
+        self._ages: dict[State, list[tuple[float, int]]] = {state: [] for state in FINAL}
+        self._calls: dict[tuple[int, int], CallRow] = {}
+        self._last_seqs: dict[int, int] = {}
+        self._keys: dict[str, KeyRow] = {}
+        self._key_ends: dict[str, float] = {}
+        self._types: dict[TypeRow, None] = {}
+        self._workers: dict[str, WorkerRow] = {}
+
+    def open(self) -> Opened:
+        """Begin another epoch. Raises `StoreLocked` when it is open already."""
+        with self._mutex:
+            if self._open:
+                raise StoreLocked("the store is open already")
+            self._open = True
+            self._epoch += 1
+            counts = Counter(State(row.state) for row in self._rows.values())
+            final = {state: counts.pop(state) for state in sorted(FINAL) if state in counts}
+            return Opened(
+                self._store_id,
+                self._epoch,
+                self._next_id,
+                dict(self._totals),
+                counts.total(),
+                final,
+                list(self._types),
+                list(self._workers.values()),
+            )
+
+    def live(self) -> Iterator[TaskRow]:
+        """See `Store.live`."""
+        with self._mutex:
+            ids = sorted(id for id, row in self._rows.items() if row.state not in FINAL)
+        for id in ids:
+            row = self._rows[id]
+            keep = row.payload is not None and len(row.payload) <= INLINE_PAYLOAD
+            yield row if keep else row._replace(payload=None)
+
+    def write(self, batch: Batch) -> None:
+        """See `Store.write`; raises `StoreFailed` when the store is closed."""
+        with self._mutex:
+            if not self._open:
+                raise StoreFailed("the store is closed")
+            for row in batch.new:
+                self._put(row)
+            for row in batch.changed:
+                if row.id in self._rows:
+                    self._put(row._replace(payload=self._rows[row.id].payload))
+            for call in batch.calls:
+                self._calls[call.client, call.seq] = call
+                self._last_seqs[call.client] = max(call.seq, self._last_seqs.get(call.client, 0))
+            for key in batch.keys:
+                self._keys[key.key] = key
+                self._key_ends.pop(key.key, None)
+            for announced in batch.types:
+                self._types.pop(announced, None)
+                self._types[announced] = None
+            self._workers.update((worker.incarnation, worker) for worker in batch.joined)
+            for incarnation in batch.left:
+                self._workers.pop(incarnation, None)
+            self._next_id = batch.next_id
+            self._totals = dict(batch.totals)
+
+    def _put(self, row: TaskRow) -> None:
+        self._rows[row.id] = row
+        if row.state in FINAL and row.finished_at is not None:
+            heapq.heappush(self._ages[State(row.state)], (row.finished_at, row.id))
+
+    def has_space(self) -> bool:
+        """Always: memory is bounded by the limits of the queue."""
+        return True
+
+    def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
+        """See `Store.payloads`."""
+        return {id: row.payload for id, row in self.get(ids).items() if row.payload is not None}
+
+    def get(self, ids: Sequence[int]) -> dict[int, TaskRow]:
+        """See `Store.get`."""
+        with self._mutex:
+            return {id: self._rows[id] for id in ids if id in self._rows}
+
+    def select(
+        self, *, states: Iterable[State] = (), type: str | None = None, queue: str | None = None, limit: int = 50
+    ) -> list[TaskRow]:
+        """See `Store.select`."""
+        wanted = frozenset(states)
+        found: list[TaskRow] = []
+        with self._mutex:
+            for id in sorted(self._rows, reverse=True):
+                if len(found) >= limit:
+                    break
+                row = self._rows[id]
+                if (not wanted or row.state in wanted) and type in (None, row.type) and queue in (None, row.queue):
+                    found.append(row)
+        return found
+
+    def last_seq(self, client: int) -> int:
+        """See `Store.last_seq`."""
+        with self._mutex:
+            return self._last_seqs.get(client, 0)
+
+    def find_call(self, client: int, seq: int) -> CallRow | None:
+        """See `Store.find_call`."""
+        with self._mutex:
+            return self._calls.get((client, seq))
+
+    def find_keys(self, keys: Sequence[str]) -> dict[str, KeyRow]:
+        """See `Store.find_keys`."""
+        with self._mutex:
+            return {key: self._keys[key] for key in keys if key in self._keys}
+
+    def purge(self, states: Iterable[State], finished_before: float, limit: int, now: float) -> dict[State, int]:
+        """See `Store.purge`."""
+        gone: Counter[State] = Counter()
+        with self._mutex:
+            for state in sorted(FINAL.intersection(states)):
+                ages = self._ages[state]
+                while ages and ages[0][0] < finished_before and gone.total() < limit:
+                    finished_at, id = heapq.heappop(ages)
+                    row = self._rows.get(id)
+                    if row is None or row.state != state or row.finished_at != finished_at:
+                        continue
+                    del self._rows[id]
+                    gone[state] += 1
+                    if row.key is not None and row.key in self._keys and self._keys[row.key].id == id:
+                        self._key_ends[row.key] = now + KEEP_CALLS
+        return dict(gone)
+
+    def prune(self, now: float) -> None:
+        """See `Store.prune`."""
+        with self._mutex:
+            for call in [call for call in self._calls.values() if call.at < now - KEEP_CALLS]:
+                del self._calls[call.client, call.seq]
+                if self._last_seqs.get(call.client) == call.seq:
+                    del self._last_seqs[call.client]
+            for key in [key for key, end in self._key_ends.items() if end <= now]:
+                del self._keys[key], self._key_ends[key]
+
+    def close(self) -> None:
+        """Stop taking writes; the records stay with the object."""
+        with self._mutex:
+            self._open = False
