@@ -285,6 +285,8 @@ class ManagerSettings:
     """What a manager is to be. Seconds and bytes."""
 
     state: StateDir
+    key_file: str = ""
+    """File with the key; empty: the one in the state folder."""
     queue: QueueSettings = field(default_factory=QueueSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     bind: str = DEFAULT_HOST

@@ -16,7 +16,6 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -199,6 +198,49 @@ def common_options(function: Function[R]) -> Function[R]:
     return _apply(options, wrapper)
 
 
+def pool_options(function: Function[R]) -> Function[R]:
+    """Add ``--workers --threads --tasks --drain-timeout``: the command gets ``pool: PoolSettings``."""
+
+    @functools.wraps(function)
+    def wrapper(*, workers: int, threads: int, tasks: tuple[str, ...], drain_timeout: float, **others: Any) -> R:
+        pool = config.PoolSettings(workers=workers, threads=threads, tasks=tasks, drain_timeout=drain_timeout)
+        return function(pool=pool, **others)
+
+    options: list[Decorator] = [
+        setting(
+            "--workers",
+            type=click.IntRange(0, 1000),
+            default=4,
+            show_default=True,
+            metavar="N",
+            help="Worker processes.",
+        ),
+        setting(
+            "--threads",
+            type=click.IntRange(1, 1000),
+            default=4,
+            show_default=True,
+            metavar="N",
+            help="Tasks that each of them runs at a time.",
+        ),
+        setting(
+            "--tasks",
+            multiple=True,
+            metavar="MODULE",
+            help="Module with your tasks, found from the current folder; may be repeated.",
+        ),
+        setting(
+            "--drain-timeout",
+            type=DURATION,
+            default="30s",
+            show_default=True,
+            metavar="TIME",
+            help="How long running tasks may go on at the stop.",
+        ),
+    ]
+    return _apply(options, wrapper)
+
+
 def key_option(function: Function[R]) -> Function[R]:
     """Add ``--key-file``."""
     add = setting("--key-file", metavar="FILE", help="File with the key.  [join file, else key in the state folder]")
@@ -220,12 +262,3 @@ def _apply(options: list[Decorator], function: Function[R]) -> Function[R]:
     for option in reversed(options):
         function = option(function)
     return function
-
-
-def task_modules(modules: tuple[str, ...]) -> tuple[str, ...]:
-    """What ``--tasks`` gave: names of modules; a path to a file is a usage error that says what to write."""
-    for module in modules:
-        if module.endswith(".py") or "/" in module:
-            dotted = ".".join(Path(module).with_suffix("").parts)
-            raise click.UsageError(f'--tasks takes the name of a module, not a file: write "--tasks {dotted}"')
-    return modules
