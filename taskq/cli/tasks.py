@@ -1,0 +1,193 @@
+"""``taskq-monitor task …``: list tasks, show one, print its result, cancel, purge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from taskq.cli import output as out
+from taskq.cli.options import DURATION, Command, Connection, Group, common_options, connection_options
+from taskq.cli.output import Output, to_json
+from taskq.errors import ResultExpired, TaskNotFound
+from taskq.queue.task import STATE_BY_LABEL
+
+if TYPE_CHECKING:
+    from taskq.service import QueueService
+
+TASK_ID = click.IntRange(1, 2**63 - 1)
+MAX_LISTED = 1_000
+NOT_FOUND_HINT = '"taskq-monitor task list" shows the tasks that there are'
+
+
+@contextmanager
+def connected(connection: Connection) -> Iterator[QueueService]:
+    """The manager's queue, for a few calls; a manager that is not there is an error at once."""
+    from taskq.wire.client import RemoteQueue
+
+    queue = RemoteQueue(connection.join(), connect_timeout=connection.connect_timeout, reconnect=False)
+    try:
+        yield queue
+    finally:
+        queue.close()
+
+
+class _Verb(Command):
+    """A verb; options that were given before it (``taskq-monitor --port 9000 task list``) hold for it too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Take over what was given to the commands above, then run."""
+        for name in ctx.params:
+            giver: click.Context | None = ctx
+            while giver is not None and giver.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+                giver = giver.parent
+            if giver is not None:
+                ctx.params[name] = giver.params[name]
+        return super().invoke(ctx)
+
+
+class _Verbs(Group):
+    command_class = _Verb
+
+
+@click.group(cls=_Verbs, example="taskq-monitor task show 42")
+def task() -> None:
+    """Look at tasks, cancel them, delete old ones."""
+
+
+@task.command("list", example="taskq-monitor task list --state failed --limit 10")
+@click.option("--state", type=click.Choice(tuple(STATE_BY_LABEL)), help="Only tasks in this state.")
+@click.option("--type", "type_name", metavar="TYPE", help="Only tasks of this type.")
+@click.option("--queue", "queue_name", metavar="QUEUE", help="Only tasks of this queue.")
+@click.option("--limit", type=click.IntRange(1, MAX_LISTED), default=50, show_default=True, help="At most so many.")
+@connection_options
+@common_options
+def list_tasks(
+    *,
+    state: str | None,
+    type_name: str | None,
+    queue_name: str | None,
+    limit: int,
+    connection: Connection,
+    output: Output,
+) -> int:
+    """Print tasks, newest first."""
+    with connected(connection) as queue:
+        found = queue.list_tasks(state, type_name, queue_name, limit)
+        types = queue.types()["types"] if output.json and found else ()
+    from taskq import records
+
+    if output.json:
+        known = records.by_name(types)
+        output.value([records.public(record, known) for record in found])
+    elif found:
+        output.table(records.LIST_HEAD, [records.list_row(record) for record in found])
+    elif state or type_name or queue_name:
+        output.note('no task is like that; "taskq-monitor task list" shows all')
+    else:
+        output.note('no tasks; submit some with "taskq-submit --random --count 20"')
+    return out.EXIT_OK
+
+
+@task.command("show", example="taskq-monitor task show 42 --json")
+@click.argument("task_id", metavar="ID", type=TASK_ID)
+@connection_options
+@common_options
+def show(*, task_id: int, connection: Connection, output: Output) -> int:
+    """Print all that is known of a task: arguments, times, outcome."""
+    with connected(connection) as queue:
+        (record,) = queue.get([task_id])
+        if record is None:
+            raise _not_found(task_id)
+        types = queue.types()["types"]
+    from taskq import records
+
+    shown = records.public(record, records.by_name(types))
+    if output.json:
+        output.value(shown)
+    else:
+        for line in records.detail_lines(shown, to_json):
+            output.line(line)
+    return out.EXIT_OK
+
+
+@task.command("result", example="taskq-monitor task result 42")
+@click.argument("task_id", metavar="ID", type=TASK_ID)
+@connection_options
+@common_options
+def result(*, task_id: int, connection: Connection, output: Output) -> int:
+    """Print the result of a task as JSON; of a failed one its traceback, and the exit code is 1."""
+    with connected(connection) as queue:
+        outcome = queue.result(task_id)
+    from taskq.wire import codec
+
+    if outcome.state == "completed":
+        if outcome.result is None:
+            raise ResultExpired(f"the result of task {task_id} is no longer kept")
+        output.value(codec.decode(outcome.result))
+        return out.EXIT_OK
+    if outcome.error is not None and outcome.state == "failed":
+        kind, name, message, traceback = outcome.error
+        if traceback:
+            output.note(traceback.rstrip())
+        attempts = outcome.failures + outcome.deaths
+        where = f" on {outcome.worker}" if outcome.worker else ""
+        output.error(
+            f"task {task_id} failed after {attempts} attempts{where}: {name or kind}: {message}", code="task_failed"
+        )
+    elif outcome.state == "cancelled":
+        output.error(f"task {task_id} was cancelled", code="task_cancelled")
+    else:
+        output.error(f"task {task_id} is {outcome.state}: it has no result yet", code="not_finished")
+    return out.EXIT_FAILED
+
+
+@task.command("cancel", example="taskq-monitor task cancel 42 43")
+@click.argument("task_ids", metavar="ID...", type=TASK_ID, nargs=-1, required=True)
+@connection_options
+@common_options
+def cancel(*, task_ids: tuple[int, ...], connection: Connection, output: Output) -> int:
+    """Cancel tasks that have not finished; one that runs gets no further attempt."""
+    with connected(connection) as queue:
+        answers = queue.cancel(task_ids)
+    from taskq import records
+
+    if output.json:
+        output.value([{"id": task_id, "state": answer} for task_id, answer in zip(task_ids, answers, strict=True)])
+    else:
+        for task_id, answer in zip(task_ids, answers, strict=True):
+            output.line(records.cancelled_line(task_id, answer))
+    if "unknown" in answers:
+        return out.EXIT_NOT_FOUND
+    return out.EXIT_FAILED if {"completed", "failed"} & set(answers) else out.EXIT_OK
+
+
+@task.command("purge", example="taskq-monitor task purge --completed --older 1h")
+@click.option("--completed", is_flag=True, help="Delete records of completed tasks, results too.")
+@click.option("--failed", is_flag=True, help="Delete records of failed tasks.")
+@click.option("--cancelled", is_flag=True, help="Delete records of cancelled tasks.")
+@click.option("--older", type=DURATION, default="0s", metavar="AGE", help="Only those that ended so long ago.  [all]")
+@connection_options
+@common_options
+def purge(
+    *, completed: bool, failed: bool, cancelled: bool, older: float, connection: Connection, output: Output
+) -> int:
+    """Delete records of tasks that are over; ids are never used again."""
+    chosen = {"completed": completed, "failed": failed, "cancelled": cancelled}
+    states = [state for state, wanted in chosen.items() if wanted]
+    if not states:
+        raise click.UsageError("say what to purge: --completed, --failed, --cancelled")
+    with connected(connection) as queue:
+        purged = queue.purge(states, older)
+    if output.json:
+        output.value({"purged": purged})
+    else:
+        output.line(f"{purged:,} tasks purged" if purged != 1 else "1 task purged")
+    return out.EXIT_OK
+
+
+def _not_found(task_id: int) -> TaskNotFound:
+    return TaskNotFound(f"there is no task {task_id}", hint=NOT_FOUND_HINT)

@@ -1,0 +1,281 @@
+"""What the monitor shows: a snapshot (schema ``taskq.snapshot/1``) in, lines of text out. PURE.
+
+`render` gives the whole picture of ``taskq-monitor``: heading, queues, workers, recent outcomes, warnings. A field that
+the manager does not know (or does not send yet) is shown as ``-``. Colours are not decided here: each line says what
+kind of line it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import tzinfo
+from typing import Any, NamedTuple
+
+from taskq import layout
+from taskq.layout import Column, count, duration, percent, plain, rate, size, table, time_of_day
+
+Snapshot = Mapping[str, Any]
+
+WIDTH = 80
+"""Columns of the picture where nobody says otherwise."""
+
+QUEUE_COLUMNS = (
+    Column("QUEUE", 9, right=False, cuttable=True),
+    Column("PENDING", 7),
+    Column("OLDEST", 6),
+    Column("RUNNING", 7),
+    Column("SCHEDULED", 9),
+    Column("IN/s", 5),
+    Column("DONE/s", 6),
+    Column("WAIT p95", 8),
+    Column("RUN p95", 8),
+    Column("", 0, gap=3, right=False),
+)
+WORKER_COLUMNS = (
+    Column("WORKER", 15, right=False, cuttable=True),
+    Column("BUSY", 4),
+    Column("CPU", 6),
+    Column("RSS", 5),
+    Column("DONE", 6),
+    Column("FAILED", 6),
+    Column("BEAT", 4),
+    Column("NOW", 0, right=False),
+)
+RECENT_COLUMNS = (
+    Column("RECENT", 8, right=False),
+    Column("TASK", 7),
+    Column("TYPE", 9, right=False, cuttable=True),
+    Column("QUEUE", 9, gap=1, right=False, cuttable=True),
+    Column("TOOK", 6, gap=1, right=False),
+    Column("WORKER", 11, gap=1, right=False, cuttable=True),
+    Column("OUTCOME", 0, gap=1, right=False),
+)
+
+NO_QUEUES = ' no tasks yet; try "taskq-submit --random --count 20"'
+NO_WORKERS = ' no workers; start some with "taskq-worker"'
+NO_RECENT = " nothing has finished yet"
+
+SHOWN_TASKS = 2
+"""Tasks that a worker's line names; the others are counted."""
+
+
+class Line(NamedTuple):
+    """A line of the picture. ``kind``: title, head, row, failed, hint, warning or space."""
+
+    kind: str
+    text: str
+
+
+def render(snapshot: Snapshot, width: int = WIDTH, height: int | None = None, zone: tzinfo | None = None) -> list[Line]:
+    """The picture, no line longer than ``width``, in ``height`` lines if given: then lists are shortened to fit.
+
+    Times of day are in ``zone`` (None: the machine's own).
+    """
+    top = [Line("title", text) for text in _heading(snapshot, width, zone)]
+    bottom = [Line("warning", layout.cut(f"! {text}", width)) for text in warnings(snapshot)]
+    sections = [_queues(snapshot, width), _workers(snapshot, width), _recent(snapshot, width, zone)]
+    if height is not None:
+        sections = _fitted(sections, height - len(top) - len(bottom) - len(sections))
+    lines = list(top)
+    for section in sections:
+        lines += [Line("space", ""), *section]
+    lines += bottom
+    return lines if height is None else lines[:height]
+
+
+def to_text(lines: Iterable[Line]) -> str:
+    """The lines as plain text, one line end after each."""
+    return "".join(f"{line.text}\n" for line in lines)
+
+
+def warnings(snapshot: Snapshot) -> list[str]:
+    """The snapshot's warnings in words, for people."""
+    return [describe_warning(warning) for warning in snapshot.get("warnings") or ()]
+
+
+def unhealthy(snapshot: Snapshot) -> list[str]:
+    """Why the system needs a person, empty when it does not: every warning, and that there is no worker at all."""
+    reasons = warnings(snapshot)
+    if not snapshot.get("workers") and not any(w.get("code") == "no_workers" for w in snapshot.get("warnings") or ()):
+        reasons.insert(0, "no workers")
+    return reasons
+
+
+def in_short(snapshot: Snapshot) -> str:
+    """The system in a few words: ``4 workers, 16 threads, 1,204 pending, 12 running``."""
+    workers, queues = snapshot.get("workers") or (), snapshot.get("queues") or ()
+    numbers = (
+        (len(workers), "workers"),
+        (_sum(worker.get("threads") for worker in workers) or 0, "threads"),
+        (_sum(queue.get("pending") for queue in queues) or 0, "pending"),
+        (_sum(queue.get("running") for queue in queues) or 0, "running"),
+    )
+    return ", ".join(f"{number:,} {word}" for number, word in numbers)
+
+
+def describe_warning(warning: Mapping[str, Any]) -> str:
+    """One warning in words: its own ``message``, else one made of its code and fields."""
+    if warning.get("message"):
+        return plain(str(warning["message"]))
+    fields = [f"{name}={value}" for name, value in warning.items() if name != "code"]
+    return plain(" ".join([str(warning.get("code", "warning")).replace("_", " "), *fields]))
+
+
+def _heading(snapshot: Snapshot, width: int, zone: tzinfo | None) -> list[str]:
+    """Two lines where there is room, three at 80 columns."""
+    manager = snapshot.get("manager") or {}
+    store = str(manager.get("store") or layout.UNKNOWN)
+    durable = {True: ", committed", False: ", lost at a stop"}.get(manager.get("durable"), "")  # type: ignore[arg-type]
+    title = "  ".join(
+        (
+            f"taskq {plain(str(manager.get('name') or 'default'))}",
+            plain(str(manager.get("address") or layout.UNKNOWN)),
+            f"up {duration(manager.get('uptime_s'))}",
+            f"cpu {percent(manager.get('cpu_percent'))}",
+            f"rss {size(manager.get('rss_bytes'))}",
+        )
+    )
+    kept = f"store {plain(store)}{durable}"
+    clock = time_of_day(snapshot.get("taken_at"), zone)
+    figures_line = _totals(snapshot)
+    if len(title) + len(kept) + len(clock) + 5 <= width:
+        return [f"{title}  {kept}   {clock}", *layout.flow(figures_line, width)]
+    title = layout.cut(title, width - len(clock) - 3)
+    (_, first), *others = figures_line
+    return [f"{title}   {clock}", *layout.flow([(0, kept), (4, first), *others], width)]
+
+
+def _totals(snapshot: Snapshot) -> list[tuple[int, str]]:
+    queues = snapshot.get("queues") or ()
+    workers = snapshot.get("workers") or ()
+    speed = [_sum((queue.get("rate") or {}).get(name) for queue in queues) for name in _RATES]
+    oldest = [queue["oldest_pending_s"] for queue in queues if queue.get("oldest_pending_s") is not None]
+    busy, threads = _sum(w.get("busy") for w in workers), _sum(w.get("threads") for w in workers)
+    failed = (snapshot.get("totals") or {}).get("failed")
+    flowing = zip(("in", "done", "failed"), speed, strict=True)
+    return [
+        (0, "  ".join(f"{word} {rate(number, digits=0)}/s" for word, number in flowing)),
+        (4, f"pending {count(_sum(q.get('pending') for q in queues))}  oldest {duration(max(oldest, default=None))}"),
+        (3, f"running {count(busy or 0)}/{count(threads or 0)}  failed {count(failed)}"),
+    ]
+
+
+_RATES = ("in_per_s", "done_per_s", "failed_per_s")
+
+
+def _sum(numbers: Iterable[Any]) -> Any:
+    """The sum of what is known; None when nothing is."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None
+
+
+def _queues(snapshot: Snapshot, width: int) -> list[Line]:
+    rows, tails = [], []
+    for queue in snapshot.get("queues") or ():
+        speed = queue.get("rate") or {}
+        rows.append(
+            (
+                plain(str(queue.get("name"))),
+                count(queue.get("pending")),
+                duration(queue.get("oldest_pending_s")),
+                count(queue.get("running")),
+                count(queue.get("scheduled")),
+                rate(speed.get("in_per_s")),
+                rate(speed.get("done_per_s")),
+                duration((queue.get("wait_s") or {}).get("p95")),
+                duration((queue.get("run_s") or {}).get("p95")),
+            )
+        )
+        tails.append(["PAUSED" if queue.get("paused") else ""])
+    return _section(QUEUE_COLUMNS, rows, tails, width, NO_QUEUES)
+
+
+def _workers(snapshot: Snapshot, width: int) -> list[Line]:
+    rows, tails = [], []
+    for worker in snapshot.get("workers") or ():
+        rows.append(
+            (
+                plain(str(worker.get("id"))),
+                f"{count(worker.get('busy'))}/{count(worker.get('threads'))}",
+                percent(worker.get("cpu_percent")),
+                size(worker.get("rss_bytes")),
+                count(worker.get("completed")),
+                count(worker.get("failed")),
+                duration(worker.get("last_heartbeat_s")),
+            )
+        )
+        tails.append(_now(worker))
+    return _section(WORKER_COLUMNS, rows, tails, width, NO_WORKERS)
+
+
+def _now(worker: Mapping[str, Any]) -> list[str]:
+    """What a worker does, in wordings from full to short."""
+    state = str(worker.get("state") or "running")
+    prefix = "" if state in ("running", "ready", "live") else f"{plain(state).upper()} "
+    tasks = [(f"{plain(str(task.get('type')))} {task.get('id')}", task) for task in worker.get("running") or ()]
+    if not tasks:
+        return [prefix.rstrip()]
+    wordings = []
+    for shown in range(min(SHOWN_TASKS, len(tasks)), 0, -1):
+        more = f" +{len(tasks) - shown}" if len(tasks) > shown else ""
+        named = ", ".join(f"{name} ({duration(task.get('for_s'))})" for name, task in tasks[:shown])
+        wordings.append(f"{prefix}{named}{more}")
+    more = f" +{len(tasks) - 1}" if len(tasks) > 1 else ""
+    return [*wordings, f"{prefix}{tasks[0][0]}{more}"]
+
+
+def _recent(snapshot: Snapshot, width: int, zone: tzinfo | None) -> list[Line]:
+    rows, tails = [], []
+    recent = snapshot.get("recent") or snapshot.get("recent_failures") or ()
+    for task in recent:
+        rows.append(
+            (
+                time_of_day(task.get("finished_at"), zone),
+                str(task.get("id")),
+                plain(str(task.get("type"))),
+                plain(str(task.get("queue"))),
+                duration(task.get("run_s")),
+                plain(str(task.get("worker") or layout.UNKNOWN)),
+            )
+        )
+        tails.append([outcome(task)])
+    lines = _section(RECENT_COLUMNS, rows, tails, width, NO_RECENT)
+    bad = [index for index, task in enumerate(recent, start=1) if task.get("state", "failed") == "failed"]
+    return [Line("failed", line.text) if index in bad else line for index, line in enumerate(lines)]
+
+
+def outcome(task: Mapping[str, Any]) -> str:
+    """How a task ended: ``completed``, ``failed after 4: OSError``, ``failed after 3 deaths``, ``cancelled``."""
+    state = str(task.get("state") or "failed")
+    if state != "failed":
+        return state
+    error = task.get("error") or {}
+    failures, deaths = task.get("failures") or 0, task.get("deaths") or 0
+    if error.get("kind") == "poisoned":
+        return f"failed after {deaths} deaths of its worker"
+    tried = f" after {failures + deaths}" if failures + deaths else ""
+    reason = error.get("type") or error.get("kind")
+    return plain(f"failed{tried}: {reason}" if reason else f"failed{tried}")
+
+
+def _section(
+    columns: Sequence[Column], rows: Sequence[layout.Row], tails: Sequence[Sequence[str]], width: int, empty: str
+) -> list[Line]:
+    """A table, or its heading and what to do when it has no rows."""
+    head, *body = table(columns, rows, tails, width)
+    if not body:
+        return [Line("head", head), Line("hint", layout.cut(empty, width))]
+    return [Line("head", head), *(Line("row", text) for text in body)]
+
+
+def _fitted(sections: list[list[Line]], height: int) -> list[list[Line]]:
+    """The sections in ``height`` lines: the longest loses lines first, and says how many are not shown."""
+    sizes = [len(section) for section in sections]
+    while sum(sizes) > height and max(sizes) > 2:
+        sizes[sizes.index(max(sizes))] -= 1
+    fitted = []
+    for section, lines in zip(sections, sizes, strict=True):
+        if lines < len(section):
+            section = [*section[: lines - 1], Line("hint", f" … {len(section) - lines + 1} more")]
+        fitted.append(section)
+    return fitted
