@@ -82,6 +82,12 @@ class FrameTooLarge(TaskqError):
     code = "frame_too_large"
 
 
+class Malformed(TaskqError):
+    """Bytes or a request that the protocol does not allow."""
+
+    code = "malformed"
+
+
 class ShuttingDown(TaskqError):
     """The manager is stopping and takes no more work."""
 

@@ -1,0 +1,281 @@
+"""The queue as seen from another process: `RemoteQueue` has the verbs of `QueueService` and sends them to a manager.
+
+One connection, made at the first call and made anew when it is lost; one call at a time. This module must stay cheap to
+import: no `multiprocessing`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+from taskq.config import Join
+from taskq.errors import FrameTooLarge, Malformed, ManagerUnavailable, from_wire
+from taskq.queue.task import NewTask
+from taskq.service import (
+    Attached,
+    BeatReply,
+    ChildInfo,
+    Finished,
+    Handout,
+    Hello,
+    Outcome,
+    PoolInfo,
+    Report,
+    Reserved,
+    Submitted,
+    Types,
+    WorkerInfo,
+)
+from taskq.wire import codec
+from taskq.wire.dialer import Dialer
+from taskq.wire.frames import OK, Channel, ConnectionLost, TimedOut
+
+CALL_TIMEOUT = 30.0
+"""Seconds until a call that does not wait must have its answer."""
+WAIT_MARGIN = 10.0
+"""Seconds that an answer may come later than the call was willing to wait."""
+FIRST_PAUSE, MAX_PAUSE = 0.05, 3.0
+"""Seconds: shortest and longest pause between two attempts to reconnect."""
+
+
+class RemoteQueue:
+    """The verbs of a manager elsewhere; see `taskq.service.QueueService` for what each does.
+
+    ``connect_timeout``: seconds for making a connection. With ``reconnect`` a call whose connection is lost is repeated
+    on a new one, at once and then for ``connect_timeout`` seconds in all; every verb but `reserve` may be repeated.
+    Without it, and for `reserve`, the call raises `ManagerUnavailable` and the next one connects again.
+
+    Any call may raise `ManagerUnavailable`, `AuthenticationFailed`, `ProtocolMismatch`, `FrameTooLarge`, and what its
+    verb raises. An instance may be used by several threads; each call waits for the one before it.
+    """
+
+    def __init__(self, join: Join, *, connect_timeout: float = 5.0, reconnect: bool = True) -> None:
+        self._join = join
+        self._connect_timeout = connect_timeout
+        self._reconnect = reconnect
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+        self._dialer = Dialer()
+        self._address = str(join.addresses[0])
+        self._pid = os.getpid()
+        self._was_connected = False
+        self._closed = threading.Event()
+        self._last_id = 0
+
+    # -- everybody
+
+    def hello(self) -> Hello:
+        """Who the manager is."""
+        return cast(Hello, self._call("hello"))
+
+    def types(self) -> Types:
+        """The task types that workers announced."""
+        return cast(Types, self._call("types"))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Figures for the monitor."""
+        return cast("dict[str, Any]", self._call("snapshot"))
+
+    # -- clients
+
+    def submit(self, client: int, seq: int, items: Sequence[NewTask]) -> Submitted:
+        """Accept all of these tasks, or none."""
+        return Submitted(*self._call("submit", client, seq, items))
+
+    def finished(self, client: int, cursor: int, timeout: float) -> Finished:
+        """The next outcomes of this client's tasks."""
+        cursor, lagged, outcomes = self._call("finished", client, cursor, timeout, wait=timeout)
+        return Finished(cursor, lagged, tuple(map(Outcome._make, outcomes)))
+
+    def wait(self, ids: Sequence[int], timeout: float) -> Sequence[Outcome]:
+        """The outcomes of those of these tasks that are final."""
+        return tuple(map(Outcome._make, self._call("wait", ids, timeout, wait=timeout)))
+
+    def result(self, id: int) -> Outcome:
+        """The whole outcome of one task."""
+        return Outcome(*self._call("result", id))
+
+    def get(self, ids: Sequence[int]) -> Sequence[dict[str, Any] | None]:
+        """Whole records."""
+        return cast("Sequence[dict[str, Any] | None]", self._call("get", ids))
+
+    def list_tasks(
+        self, state: str | None, type: str | None, queue: str | None, limit: int
+    ) -> Sequence[dict[str, Any]]:
+        """Whole records, newest first."""
+        return cast("Sequence[dict[str, Any]]", self._call("list_tasks", state, type, queue, limit))
+
+    def cancel(self, ids: Sequence[int]) -> Sequence[str]:
+        """Cancel tasks."""
+        return cast("Sequence[str]", self._call("cancel", ids))
+
+    def purge(self, states: Sequence[str], older_s: float) -> int:
+        """Delete final records."""
+        return cast(int, self._call("purge", states, older_s))
+
+    # -- pools
+
+    def beat(self, pool: PoolInfo, children: Sequence[ChildInfo]) -> BeatReply:
+        """A heartbeat."""
+        return cast(BeatReply, self._call("beat", pool, children))
+
+    def child_died(
+        self, pool: str, incarnation: str, how: str, started: Sequence[tuple[int, int]], counts: bool
+    ) -> None:
+        """A worker process is gone for certain."""
+        self._call("child_died", pool, incarnation, how, started, counts)
+
+    def leave(self, pool: str) -> None:
+        """The pool is over."""
+        self._call("leave", pool)
+
+    # -- worker processes
+
+    def attach(self, worker: WorkerInfo, held: Sequence[tuple[int, int]]) -> Attached:
+        """Join, first or again."""
+        return cast(Attached, self._call("attach", worker, held))
+
+    def reserve(
+        self, incarnation: str, session: int, slots: int, extra: int, fast: Sequence[str], timeout: float
+    ) -> Reserved:
+        """Tasks to run."""
+        tasks, closed = self._call("reserve", incarnation, session, slots, extra, fast, timeout, wait=timeout)
+        return Reserved(tuple(map(Handout._make, tasks)), closed)
+
+    def report(self, incarnation: str, session: int, reports: Sequence[Report]) -> Sequence[int]:
+        """Outcomes of runs."""
+        return cast("Sequence[int]", self._call("report", incarnation, session, reports))
+
+    def drain(self, incarnation: str, session: int) -> None:
+        """Hand out nothing more to this worker."""
+        self._call("drain", incarnation, session)
+
+    def detach(self, incarnation: str, session: int) -> None:
+        """An orderly goodbye."""
+        self._call("detach", incarnation, session)
+
+    # -- the connection
+
+    def close(self) -> None:
+        """End the connection, for good and from any thread: a call under way raises `ManagerUnavailable`."""
+        self._closed.set()
+        self._dialer.cancel()
+        channel = self._channel
+        if channel is not None:
+            channel.shut()
+        if self._lock.acquire(blocking=False):  # else the call under way drops it
+            try:
+                self._drop()
+            finally:
+                self._lock.release()
+
+    def _call(self, verb: str, *args: Any, wait: float = 0.0) -> Any:
+        """Send a request and give its answer, over as many connections as it takes and is allowed."""
+        with self._lock:
+            self._last_id += 1
+            request = codec.pack((self._last_id, verb, args))
+            timeout = wait + WAIT_MARGIN if wait > 0 else CALL_TIMEOUT
+            try:
+                return self._exchange(request, timeout, self._connect_timeout)
+            except _Lost as lost:
+                if not self._may_repeat(verb, lost):
+                    raise lost.error from None
+            return self._repeat(verb, request, timeout)
+
+    def _repeat(self, verb: str, request: bytes, timeout: float) -> Any:
+        """Send the request again on a new connection: at once, then after growing pauses, until time is up."""
+        deadline = time.monotonic() + self._connect_timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return self._exchange(request, timeout, max(deadline - time.monotonic(), FIRST_PAUSE))
+            except _Lost as lost:
+                if time.monotonic() + pause > deadline or not self._may_repeat(verb, lost):
+                    raise lost.error from None
+            self._closed.wait(pause * (0.5 + os.urandom(1)[0] / 512))  # jitter: half of it or more
+            pause = min(pause * 2, MAX_PAUSE)
+
+    def _may_repeat(self, verb: str, lost: _Lost) -> bool:
+        return (
+            self._reconnect
+            and self._was_connected
+            and not self._closed.is_set()
+            and (verb != "reserve" or not lost.sent)
+        )
+
+    def _exchange(self, request: bytes, timeout: float, connect_timeout: float) -> Any:
+        """One attempt at a call. Raises `_Lost`, and the error that the manager answered.
+
+        Whatever goes wrong between request and reply, the connection is dropped: the reply may still come, and must
+        not be taken for the answer to the next call.
+        """
+        channel = self._connected(connect_timeout)
+        try:
+            channel.send(request)
+            status, value = self._parse(channel.receive(timeout))
+        except FrameTooLarge:
+            raise  # nothing was sent
+        except ConnectionLost as error:
+            self._drop()
+            raise _Lost(ManagerUnavailable(self._describe(error)), sent=True) from None
+        except BaseException:
+            self._drop()
+            raise
+        if status == OK:
+            return value
+        code, message, details = value
+        raise from_wire(code, message, details)
+
+    def _parse(self, data: bytes) -> tuple[int, Any]:
+        """Status and value of the reply to the last request."""
+        try:
+            reply_id, status, value = codec.unpack(data)
+            if status != OK:
+                code, message, details = value
+                value = str(code), str(message), dict(details)
+        except (Malformed, TypeError, ValueError):
+            raise ConnectionLost("it sent what is no reply") from None
+        if reply_id != self._last_id:
+            raise ConnectionLost("it sent the reply to another request")
+        return status, value
+
+    def _connected(self, timeout: float) -> Channel:
+        """The connection, made within ``timeout`` seconds if this process (it may be a fork) has none."""
+        channel = self._channel
+        if channel is not None and self._pid == os.getpid():
+            return channel
+        self._drop()
+        if self._closed.is_set():
+            raise ManagerUnavailable("the connection to the manager was closed")
+        try:
+            self._channel, self._address = self._dialer.connect(self._join, timeout)
+        except ManagerUnavailable as error:
+            raise _Lost(error, sent=False) from None
+        self._was_connected = True
+        self._pid = os.getpid()
+        return self._channel
+
+    def _describe(self, error: ConnectionLost) -> str:
+        if self._closed.is_set():
+            return "the connection to the manager was closed"
+        if isinstance(error, TimedOut):
+            return f"the manager at {self._address} {error}"
+        return f"lost the manager at {self._address} ({error})"
+
+    def _drop(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+
+class _Lost(Exception):
+    """There is no connection (any more). ``error``: what to tell the caller; ``sent``: the request may have arrived."""
+
+    def __init__(self, error: ManagerUnavailable, *, sent: bool) -> None:
+        super().__init__(error)
+        self.error = error
+        self.sent = sent

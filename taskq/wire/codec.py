@@ -1,0 +1,225 @@
+"""Values to bytes and back. PURE.
+
+Two codecs, both msgpack, that never meet. *Frames* (`pack`, `unpack`) carry requests and replies: plain msgpack without
+extension types; arrays arrive as tuples. *Payloads* (`encode`, `decode`) carry the arguments and results of tasks: the
+manager never looks into them, and they know two types more, big integers (extension 1) and datetimes (extension 2).
+
+What comes in may be hostile: whatever the bytes are, `unpack` and `decode` either return or raise `Malformed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import msgpack  # type: ignore[import-untyped]  # it has no stubs
+
+from taskq.errors import Malformed, NotEncodable
+
+MAX_ARRAY = 10_000
+"""Most elements of one array or map in a frame."""
+MAX_ITEMS = 100_000
+"""Most values in one frame, counted in frames longer than `COUNTED` bytes."""
+COUNTED = 256 * 1024
+"""Bytes: shorter frames are not counted, since they cannot hold more values than bytes (18 MiB in memory at worst)."""
+MAX_DEPTH = 100
+"""Deepest nesting of containers in a payload or result."""
+
+BIG_INTEGER, DATETIME = 1, 2
+
+_SCALARS = frozenset({type(None), bool, int, float, str, bytes, datetime})
+_PLAIN = "plain data is None, bool, int, float, str, bytes, list, tuple, dict with text keys, datetime"
+_BAD_INPUT = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
+
+
+# -- frames ----------------------------------------------------------------------------------------------------------
+
+
+def pack(value: object) -> bytes:
+    """One request or reply as bytes. Lone surrogates in a text become escapes. Raises `NotEncodable`."""
+    try:
+        return _packb(value)
+    except UnicodeEncodeError:
+        return _packb(value, unicode_errors="backslashreplace")
+
+
+def _packb(value: object, **options: Any) -> bytes:
+    try:
+        packed: bytes = msgpack.packb(value, **options)
+    except UnicodeEncodeError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NotEncodable(f"not plain data: {error}") from None
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """What `pack` made into ``data``, with tuples in place of lists. Raises `Malformed`.
+
+    >>> unpack(pack((1, "hello", [b"x", None])))
+    (1, 'hello', (b'x', None))
+    """
+    if len(data) > COUNTED:
+        _count_items(data)
+    try:
+        return msgpack.unpackb(
+            data, use_list=False, max_array_len=MAX_ARRAY, max_map_len=MAX_ARRAY, ext_hook=_refuse_extension
+        )
+    except _BAD_INPUT as error:
+        raise Malformed(f"not a message: {_text(error)}") from None
+
+
+def _refuse_extension(code: int, data: bytes) -> NoReturn:
+    raise Malformed(f"not a message: extension type {code}")
+
+
+# Width in bytes of what follows the first byte: (of the value itself) or (of the length of its content).
+_FIXED_WIDTH = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_LENGTH_WIDTH = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_CONTAINER_WIDTH = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+
+
+def _count_items(data: bytes) -> None:
+    """Raise `Malformed` for a frame of more than `MAX_ITEMS` values, without building any of them.
+
+    Why: 4 MiB of empty maps would become 300 MiB of dicts. An honest long frame is one large blob among few values, so
+    that this loop is short; a dishonest one is given up at the limit. Bad bytes are left to the real decoder.
+    """
+    position, end = 0, len(data)
+    for _ in range(MAX_ITEMS):
+        if position >= end:
+            return
+        first = data[position]
+        position += 1
+        if 0xA0 <= first <= 0xBF:
+            position += first & 0x1F
+        elif first in _FIXED_WIDTH:
+            position += _FIXED_WIDTH[first]
+        elif first in _LENGTH_WIDTH:
+            width = _LENGTH_WIDTH[first]
+            position += width + int.from_bytes(data[position : position + width], "big")
+        elif first in _CONTAINER_WIDTH:
+            position += _CONTAINER_WIDTH[first]
+        elif 0xC7 <= first <= 0xC9 or 0xD4 <= first <= 0xD8:
+            _refuse_extension(first, b"")
+    if position < end:
+        raise Malformed(f"not a message: more than {MAX_ITEMS:,} values")
+
+
+# -- payloads and results --------------------------------------------------------------------------------------------
+
+
+def encode(value: object, name: str = "value") -> bytes:
+    """A payload or result as bytes. Raises `NotEncodable`; its message gives the path, which starts with ``name``.
+
+    Only exact types are taken: a subclass would arrive as something else than what was sent.
+
+    >>> decode(encode({"n": 2**70, "pair": (1, None)}))
+    {'n': 1180591620717411303424, 'pair': [1, None]}
+    """
+    problem = _problem(value, name, 0)
+    if problem is not None:
+        raise NotEncodable(f"cannot send {problem}", hint=_PLAIN)
+    packed: bytes = msgpack.packb(value, default=_extension, strict_types=True)
+    return packed
+
+
+def decode(data: bytes) -> Any:
+    """What `encode` made into ``data``; tuples arrive as lists. Raises `Malformed`."""
+    try:
+        return msgpack.unpackb(data, use_list=True, ext_hook=_from_extension)
+    except _BAD_INPUT as error:
+        raise Malformed(f"not a payload: {_text(error)}") from None
+
+
+def encode_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
+    """The arguments of a call as a payload. Raises `NotEncodable` with a path like ``args[0]["user"]``.
+
+    >>> encode_arguments(({"user": object()},), {})
+    Traceback (most recent call last):
+    taskq.errors.NotEncodable: cannot send args[0]["user"]: an object of type object is not plain data
+    """
+    for value, name in ((tuple(args), "args"), (kwargs, "kwargs")):
+        problem = _problem(value, name, 0)
+        if problem is not None:
+            raise NotEncodable(f"cannot send {problem}", hint=_PLAIN)
+    packed: bytes = msgpack.packb([list(args), kwargs], default=_extension, strict_types=True)
+    return packed
+
+
+def decode_arguments(data: bytes) -> tuple[list[Any], dict[str, Any]]:
+    """The positional and the keyword arguments in a payload. Raises `Malformed`."""
+    value = decode(data)
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) and isinstance(value[1], dict)):
+        raise Malformed("not a payload: it does not hold arguments")
+    args, kwargs = value
+    if not all(isinstance(key, str) for key in kwargs):
+        raise Malformed("not a payload: it does not hold arguments")
+    return args, kwargs
+
+
+def _problem(value: object, path: str, depth: int) -> str | None:
+    """The first part of ``value`` that cannot be encoded, and why; None when all of it can.
+
+    Long lists of numbers or texts, the usual large arguments, are checked by `map` and sets, not one by one.
+    """
+    kind = type(value)
+    if kind in _SCALARS:
+        return _text_problem(value, path) if kind is str else None
+    if depth > MAX_DEPTH:
+        return f"{path}: it is nested deeper than {MAX_DEPTH} levels"
+    if kind is list or kind is tuple:
+        items: Sequence[Any] = value  # type: ignore[assignment]  # kind is exactly list or tuple
+        kinds = set(map(type, items))
+        if not (kinds <= _SCALARS and str not in kinds):
+            for index, item in enumerate(items):
+                problem = _problem(item, f"{path}[{index}]", depth + 1)
+                if problem is not None:
+                    return problem
+        return None
+    if kind is dict:
+        return _dict_problem(value, path, depth)  # type: ignore[arg-type]  # kind is exactly dict
+    return f"{path}: an object of type {kind.__qualname__} is not plain data"
+
+
+def _dict_problem(value: dict[Any, Any], path: str, depth: int) -> str | None:
+    for key, item in value.items():
+        if type(key) is not str:
+            return f"{path}: its key {key!r:.50} is no text"
+        problem = _text_problem(key, path) or _problem(item, f'{path}["{key}"]', depth + 1)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _text_problem(text: Any, path: str) -> str | None:
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"{path}: a text with half a character (a lone surrogate)"
+    return None
+
+
+def _extension(value: Any) -> Any:
+    """What msgpack itself cannot pack, among the types that `_problem` lets through."""
+    if type(value) is tuple:
+        return list(value)
+    if type(value) is datetime:
+        return msgpack.ExtType(DATETIME, value.isoformat().encode("ascii"))
+    number: int = value
+    return msgpack.ExtType(BIG_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True))
+
+
+def _from_extension(code: int, data: bytes) -> Any:
+    if code == BIG_INTEGER:
+        return int.from_bytes(data, "big", signed=True)
+    if code == DATETIME:
+        return datetime.fromisoformat(data.decode("ascii"))
+    raise Malformed(f"not a payload: extension type {code}")
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,203 @@
+"""Makes connections to a manager: tries its addresses, proves the key, and says in plain words why it did not work."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+from taskq import __version__
+from taskq.config import Address, Join
+from taskq.errors import AuthenticationFailed, ManagerUnavailable, ProtocolMismatch, TaskqError
+from taskq.service import PROTOCOL
+from taskq.wire.frames import (
+    FRAME_TIMEOUT,
+    MAX_FRAME,
+    MAX_STRANGER_FRAME,
+    Channel,
+    ConnectionLost,
+    Ended,
+    NotAFrame,
+    TimedOut,
+    set_options,
+    set_timeout,
+)
+from taskq.wire.handshake import NONCE_BYTES, ClientHandshake, NotTaskq, Refused, fingerprint
+
+ADDRESS_TIMEOUT = 2.0
+"""Seconds for each address when there are several."""
+_ATTEMPTS = 8
+"""How often an address is tried that hangs up in the middle of the handshake."""
+_PAUSE = 0.03
+
+_START = 'start one with "taskq-manager", or point elsewhere with --host and --port (TASKQ_HOST, TASKQ_PORT)'
+_SILENT = "is the port open, or used by another service?"
+
+
+class _TurnedAway(Exception):
+    """The other side hung up in the middle of the handshake; with luck it has more room in a moment."""
+
+
+class _Rejected(Exception):
+    """The other side hung up after our proof."""
+
+
+class Dialer:
+    """Connects; `cancel` ends that from another thread, for good."""
+
+    def __init__(self) -> None:
+        self._cancelled = False
+        self._sock: socket.socket | None = None
+
+    def cancel(self) -> None:
+        """Let a `connect` under way, and every later one, raise `ManagerUnavailable` soon."""
+        self._cancelled = True
+        sock = self._sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # not connected yet, or no longer
+
+    def connect(self, join: Join, timeout: float) -> tuple[Channel, str]:
+        """A channel on which both sides have proved themselves, and the address that it leads to.
+
+        ``timeout``: seconds for all of it. Raises `ManagerUnavailable`, `AuthenticationFailed`, `ProtocolMismatch`.
+        """
+        deadline = time.monotonic() + timeout
+        share = timeout if len(join.addresses) == 1 else ADDRESS_TIMEOUT
+        errors: list[TaskqError] = []
+        for address in join.addresses:
+            seconds = min(share, deadline - time.monotonic())
+            if seconds <= 0 or self._cancelled:
+                break
+            try:
+                return self._reach(address, join.key, seconds), str(address)
+            except (ManagerUnavailable, AuthenticationFailed, ProtocolMismatch) as error:
+                errors.append(error)
+            finally:
+                self._sock = None
+        if self._cancelled or not errors:
+            raise ManagerUnavailable("the connection to the manager was closed")
+        raise _most_telling(errors)
+
+    def _reach(self, address: Address, key: bytes, timeout: float) -> Channel:
+        """A connection to one address. Being turned away is retried: a flood of strangers may be at the door."""
+        deadline = time.monotonic() + timeout
+        rejected = turned_away = 0
+        while turned_away < _ATTEMPTS:
+            try:
+                return self._shake_hands(address, key, self._open(address, deadline, timeout), deadline, timeout)
+            except _Rejected:
+                # Once may be a manager that died at this very moment.
+                rejected += 1
+                if rejected > 1:
+                    raise AuthenticationFailed(
+                        f"the manager at {address} rejected the key (fingerprint {fingerprint(key)})",
+                        hint=f"copy its join file: ssh {address.host} taskq-manager --print-join",
+                    ) from None
+            except _TurnedAway:
+                turned_away += 1
+            pause = _PAUSE * (0.5 + os.urandom(1)[0] / 256)
+            if self._cancelled or time.monotonic() + pause > deadline:
+                break
+            time.sleep(pause)
+        raise ManagerUnavailable(f"{address} hangs up before it has said who it is", hint=_SILENT)
+
+    def _open(self, address: Address, deadline: float, timeout: float) -> socket.socket:
+        """A TCP connection. Raises `ManagerUnavailable`."""
+        try:
+            found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise ManagerUnavailable(f"cannot find the host of {address} ({_reason(error)})", hint=_START) from None
+        problem: Exception = TimeoutError()
+        for family, kind, protocol, _, where in found:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            sock = self._sock = socket.socket(family, kind, protocol)
+            try:
+                set_options(sock)
+                set_timeout(sock, socket.SO_SNDTIMEO, remaining)  # `connect` obeys it
+                sock.connect(where)
+                set_timeout(sock, socket.SO_SNDTIMEO, FRAME_TIMEOUT)
+            except OSError as error:
+                sock.close()
+                problem = TimeoutError() if isinstance(error, BlockingIOError) else error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        if isinstance(problem, TimeoutError):
+            raise _silent(address, timeout)
+        raise ManagerUnavailable(f"no manager at {address} ({_reason(problem)})", hint=_START)
+
+    def _shake_hands(
+        self, address: Address, key: bytes, sock: socket.socket, deadline: float, timeout: float
+    ) -> Channel:
+        channel = Channel(sock, MAX_STRANGER_FRAME)
+        try:
+            _authenticate(channel, address, key, deadline)
+        except (NotAFrame, NotTaskq):
+            channel.close()
+            text = f"something listens at {address} but it is not a taskq manager"
+            raise ManagerUnavailable(text, hint=_SILENT) from None
+        except TimedOut:
+            channel.close()
+            raise _silent(address, timeout) from None
+        except ConnectionLost:
+            channel.close()
+            raise _TurnedAway from None
+        except BaseException:
+            channel.close()
+            raise
+        channel.limit = MAX_FRAME
+        return channel
+
+
+def _authenticate(channel: Channel, address: Address, key: bytes, deadline: float) -> None:
+    """The handshake. Raises `ConnectionLost`, `NotTaskq`, `_Rejected`, `AuthenticationFailed`, `ProtocolMismatch`."""
+    shake = ClientHandshake(key, PROTOCOL, __version__, os.urandom(NONCE_BYTES))
+    channel.send(shake.answer(channel.receive(_remaining(deadline))))
+    try:
+        last = channel.receive(_remaining(deadline))
+    except Ended:
+        raise _Rejected from None
+    try:
+        shake.finish(last)
+    except Refused:
+        raise AuthenticationFailed(
+            f"{address} could not prove that it has the key (fingerprint {fingerprint(key)})",
+            hint="something else than the manager may have taken its port",
+        ) from None
+    if shake.protocol != PROTOCOL:
+        older = "this side" if shake.protocol > PROTOCOL else "the manager"
+        raise ProtocolMismatch(
+            f"manager speaks protocol {shake.protocol} (taskq {shake.release}), this side {PROTOCOL} ({__version__})",
+            hint=f"upgrade {older}",
+        )
+
+
+def _remaining(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.001)
+
+
+def _silent(address: Address, timeout: float) -> ManagerUnavailable:
+    return ManagerUnavailable(f"{address} did not answer within {timeout:.2g} s", hint=_SILENT)
+
+
+def _reason(error: Exception) -> str:
+    """``connection refused`` and the like."""
+    return (getattr(error, "strerror", None) or str(error) or "error").lower()
+
+
+def _most_telling(errors: list[TaskqError]) -> TaskqError:
+    """Somebody who answered tells more than nobody; among equals the first address counts."""
+    for kind in (ProtocolMismatch, AuthenticationFailed):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    if len(errors) == 1:
+        return errors[0]
+    return ManagerUnavailable("; ".join(error.message for error in errors), hint=errors[0].hint)

@@ -1,0 +1,229 @@
+"""The door: accepts connections and lets in who has the key.
+
+Theory of operation. One thread holds the listening socket and every connection that has not proved itself yet, in one
+`select`. A stranger therefore costs a descriptor and nothing more, can hold up nobody, and is shut out when the
+handshake's deadline has passed, whatever it sends. Strangers are kept in the order of their coming: at the cap the
+oldest goes, so that silent ones cannot keep an honest one out. Only whoever has proved to have the key gets a thread.
+
+The loop survives everything: no free descriptor (`accept` fails: it looks away from the listener for a moment instead
+of spinning), no free thread, no memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from taskq import __version__
+from taskq.service import PROTOCOL
+from taskq.wire.frames import HEADER, MAX_STRANGER_FRAME, set_options
+from taskq.wire.handshake import NONCE_BYTES, Refused, ServerHandshake
+
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds that a connection has to prove itself."""
+MAX_STRANGERS = 256
+"""Most connections that have not proved themselves, fewer where descriptors are scarce."""
+MAX_CONNECTIONS = 4096
+"""Most connections in all, fewer where descriptors are scarce."""
+PAUSE = 0.05
+"""Seconds of looking away from the listener after a failed accept."""
+
+_ACCEPTS_A_ROUND = 16
+_QUIET = 10.0
+_log = logging.getLogger(__name__)
+
+
+class Guest:
+    """A connection that has not proved itself yet. ``deadline``: monotonic seconds."""
+
+    __slots__ = ("buffer", "deadline", "handshake", "peer", "sock")
+
+    def __init__(self, sock: socket.socket, peer: str, handshake: ServerHandshake, deadline: float) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.handshake = handshake
+        self.deadline = deadline
+        self.buffer = b""
+
+
+class Door:
+    """Listens at a socket until it is closed. ``admit(sock)`` takes a connection over and may raise anything to
+    refuse it; ``inside()`` says how many it has."""
+
+    def __init__(
+        self, listener: socket.socket, key: bytes, admit: Callable[[socket.socket], None], inside: Callable[[], int]
+    ) -> None:
+        self._listener = listener
+        self._key = key
+        self._admit = admit
+        self._inside = inside
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if descriptors == resource.RLIM_INFINITY:
+            descriptors = 1 << 20
+        # The rest is for the store, logs and whatever else the process opens.
+        self._max_connections = min(MAX_CONNECTIONS, max(descriptors - 64, descriptors // 2))
+        self._max_strangers = min(MAX_STRANGERS, max(self._max_connections // 4, 8))
+        self._guests: dict[socket.socket, Guest] = {}
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._closing = False
+        self._paused_until = 0.0
+        self._quiet: dict[str, tuple[float, int]] = {}
+
+    def close(self) -> None:
+        """End `run` soon; from any thread."""
+        self._closing = True
+        self._wake_in.send(b"x")
+
+    def run(self) -> None:
+        """Accept until `close`; then the listener and all strangers are closed."""
+        self._listener.setblocking(False)
+        self._selector.register(self._wake_out, selectors.EVENT_READ)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        while not self._closing:
+            try:
+                self._round()
+            except Exception:
+                _log.exception("the door stumbled, and goes on")
+                time.sleep(PAUSE)
+        self._listener.close()
+        for guest in list(self._guests.values()):
+            self._turn_away(guest)
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _round(self) -> None:
+        """Wait for something to happen and deal with all of it."""
+        now = time.monotonic()
+        for key, _ in self._selector.select(self._next_deadline(now)):
+            if key.fileobj is self._listener:
+                self._accept_some()
+            elif isinstance(key.data, Guest):
+                self._hear(key.data)
+        now = time.monotonic()
+        while self._guests:
+            oldest = next(iter(self._guests.values()))
+            if oldest.deadline > now:
+                break
+            self._turn_away(oldest)
+            self._say("strangers turned away: they did not prove themselves in time", oldest.peer)
+        if self._paused_until and now >= self._paused_until:
+            self._paused_until = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def _next_deadline(self, now: float) -> float | None:
+        """Seconds until something has to be done unasked."""
+        times = [next(iter(self._guests.values())).deadline] if self._guests else []
+        if self._paused_until:
+            times.append(self._paused_until)
+        return max(min(times) - now, 0.0) if times else None
+
+    def _accept_some(self) -> None:
+        for _ in range(_ACCEPTS_A_ROUND):
+            try:
+                sock, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._say(f"cannot accept connections: {error.strerror}", "")
+                self._selector.unregister(self._listener)
+                self._paused_until = time.monotonic() + PAUSE
+                return
+            self._greet(sock, str(address[0]))
+
+    def _greet(self, sock: socket.socket, peer: str) -> None:
+        """Make room if need be, and send the first message."""
+        if len(self._guests) >= self._max_strangers or len(self._guests) + self._inside() >= self._max_connections:
+            if not self._guests:
+                self._say(f"connections refused: there are {self._max_connections} already", peer)
+                _reset(sock)
+                return
+            self._turn_away(next(iter(self._guests.values())))
+        handshake = ServerHandshake(self._key, PROTOCOL, __version__, os.urandom(NONCE_BYTES))
+        guest = Guest(sock, peer, handshake, time.monotonic() + HANDSHAKE_TIMEOUT)
+        self._guests[sock] = guest
+        try:
+            set_options(sock)
+            self._selector.register(sock, selectors.EVENT_READ, guest)
+            sock.send(HEADER.pack(len(handshake.greeting)) + handshake.greeting, socket.MSG_DONTWAIT)
+        except OSError:
+            self._turn_away(guest)
+
+    def _hear(self, guest: Guest) -> None:
+        """Take what a stranger says; let it in, or out, when that is its whole answer."""
+        if guest.sock not in self._guests:
+            return  # it was turned away in this very round
+        try:
+            data = guest.sock.recv(4 + MAX_STRANGER_FRAME, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        guest.buffer += data
+        size = HEADER.unpack_from(guest.buffer)[0] if len(guest.buffer) >= 4 else 0
+        if not data or size > MAX_STRANGER_FRAME or len(guest.buffer) > 4 + MAX_STRANGER_FRAME:
+            self._turn_away(guest)
+        elif size and len(guest.buffer) >= 4 + size:
+            self._judge(guest, guest.buffer[4:])
+
+    def _judge(self, guest: Guest, answer: bytes) -> None:
+        try:
+            last = guest.handshake.finish(answer)
+        except Refused as error:
+            self._say(f"connections refused: {error}", guest.peer)
+            self._forget(guest)
+            guest.sock.close()  # in order, so that an honest client with an old key is told by the end of the stream
+            return
+        self._forget(guest)
+        try:
+            guest.sock.send(HEADER.pack(len(last)) + last, socket.MSG_DONTWAIT)
+            if guest.handshake.protocol != PROTOCOL:
+                self._say(f"connections refused: protocol {guest.handshake.protocol}, here {PROTOCOL}", guest.peer)
+                guest.sock.close()
+            else:
+                self._admit(guest.sock)
+        except (OSError, RuntimeError, MemoryError) as error:
+            self._say(f"connections refused: {error}", guest.peer)
+            _reset(guest.sock)
+
+    def _turn_away(self, guest: Guest) -> None:
+        """End a connection that did not prove itself; its peer sees a reset, not an orderly end."""
+        self._forget(guest)
+        _reset(guest.sock)
+
+    def _forget(self, guest: Guest) -> None:
+        del self._guests[guest.sock]
+        try:
+            self._selector.unregister(guest.sock)
+        except KeyError:
+            return  # it was not registered yet
+
+    def _say(self, what: str, peer: str) -> None:
+        """A warning, at most once in ten seconds for each kind, with the number of those that were not logged."""
+        now = time.monotonic()
+        said, missed = self._quiet.get(what, (now - _QUIET, 0))
+        if now - said < _QUIET:
+            self._quiet[what] = said, missed + 1
+            return
+        if len(self._quiet) > 100:
+            self._quiet.clear()
+        self._quiet[what] = now, 0
+        again = f" ({missed} more since the last such line)" if missed else ""
+        _log.warning("%s%s%s", what, f" (last: {peer})" if peer else "", again)
+
+
+def _reset(sock: socket.socket) -> None:
+    """Close so that the peer sees a reset: "try again", as opposed to the end of the stream after a wrong key."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except OSError:
+        pass  # it is gone already
+    finally:
+        sock.close()

@@ -1,0 +1,181 @@
+"""Frames on a socket: four bytes of length (big-endian), then the body. Both ends use it.
+
+Sockets stay in blocking mode and the deadlines are the kernel's (SO_RCVTIMEO, SO_SNDTIMEO), because Python's own
+timeouts cost a `poll` before every `recv` and `send`. A small request or reply is one `send` and one `recv`.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+
+from taskq.errors import FrameTooLarge
+
+MAX_FRAME = 4 * 1024 * 1024
+"""Bytes: longest body after authentication."""
+MAX_STRANGER_FRAME = 4 * 1024
+"""Bytes: longest body before authentication."""
+FRAME_TIMEOUT = 30.0
+"""Seconds in which a frame that has begun must have arrived, or been taken by the peer."""
+
+OK, ERROR = 0, 1
+"""The status of a reply."""
+
+HEADER = struct.Struct("!I")
+_READ = 64 * 1024
+_TIMEVAL = struct.Struct("ll")
+
+
+class ConnectionLost(EOFError):
+    """The connection is over: closed, broken, or no longer in step. Nothing more can be read or sent."""
+
+
+class Ended(ConnectionLost):
+    """The peer closed the connection in order, between two frames."""
+
+
+class TimedOut(ConnectionLost):
+    """The connection is over because the peer took too long."""
+
+
+def set_options(sock: socket.socket) -> None:
+    """What every connection needs: no delay of small frames, and notice within about 11 s of a peer that vanished."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # macOS calls the first one TCP_KEEPALIVE and has no user timeout.
+    for names, value in (
+        (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), 5),
+        (("TCP_KEEPINTVL",), 2),
+        (("TCP_KEEPCNT",), 3),
+        (("TCP_USER_TIMEOUT",), 10_000),
+    ):
+        option = next((getattr(socket, name) for name in names if hasattr(socket, name)), None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    set_timeout(sock, socket.SO_SNDTIMEO, FRAME_TIMEOUT)
+
+
+def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
+    """Set SO_RCVTIMEO or SO_SNDTIMEO (``option``) to ``seconds``, at least a millisecond."""
+    microseconds = max(int(seconds * 1_000_000), 1_000)
+    sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(microseconds, 1_000_000)))
+
+
+class NotAFrame(ConnectionLost):
+    """The connection is over because the peer sent something else than frames, or a frame that is too long."""
+
+
+class Channel:
+    """A connected socket that sends and receives whole frames. One thread at a time; `shut` from any.
+
+    ``limit``: bytes of the longest body that is accepted.
+    """
+
+    __slots__ = ("_receive_timeout", "_rest", "_sock", "limit")
+
+    def __init__(self, sock: socket.socket, limit: int = MAX_FRAME) -> None:
+        self._sock = sock
+        self.limit = limit
+        self._rest = b""
+        self._receive_timeout = 0.0
+
+    def receive(self, timeout: float | None) -> bytes:
+        """The next body. ``timeout``: seconds to wait for it; None = as long as it takes for it to begin.
+
+        Raises `ConnectionLost`, `TimedOut`.
+        """
+        seconds = FRAME_TIMEOUT if timeout is None else timeout
+        try:
+            if seconds != self._receive_timeout:
+                set_timeout(self._sock, socket.SO_RCVTIMEO, seconds)
+                self._receive_timeout = seconds
+            data = self._rest or self._begin(wait=timeout is None)
+            if len(data) >= 4:
+                end = HEADER.unpack_from(data)[0] + 4
+                if len(data) == end <= self.limit:  # the usual case: one frame came whole
+                    self._rest = b""
+                    return data[4:]
+            return self._complete(data, time.monotonic() + seconds)
+        except BlockingIOError:
+            raise TimedOut(f"did not answer within {seconds:g} s") from None
+        except OSError as error:
+            raise ConnectionLost((error.strerror or "connection lost").lower()) from None
+
+    def _begin(self, *, wait: bool) -> bytes:
+        """The first bytes of a frame. ``wait``: run out of time as often as need be."""
+        while True:
+            try:
+                data = self._sock.recv(_READ)
+            except BlockingIOError:
+                if not wait:
+                    raise
+            else:
+                if not data:
+                    raise Ended("connection closed")
+                return data
+
+    def _complete(self, data: bytes, deadline: float) -> bytes:
+        """The body of the frame that begins with ``data``; what follows it is kept for the next one."""
+        data = self._extend(data, 4, deadline)
+        size = HEADER.unpack_from(data)[0]
+        if size > self.limit:
+            raise NotAFrame(f"a frame of {size:,} bytes is too large")
+        end = size + 4
+        data = self._extend(data, end, deadline)
+        self._rest = data[end:]
+        return data[4:end]
+
+    def _extend(self, data: bytes, size: int, deadline: float) -> bytes:
+        """``data`` and what comes after it, at least ``size`` bytes in all. Memory grows only with what has come."""
+        chunks, have = [data], len(data)
+        while have < size:
+            if time.monotonic() > deadline:
+                raise BlockingIOError
+            chunk = self._sock.recv(min(size - have, 4 * _READ))
+            if not chunk:
+                raise ConnectionLost("connection closed in the middle of a frame")
+            chunks.append(chunk)
+            have += len(chunk)
+        return b"".join(chunks) if len(chunks) > 1 else data
+
+    def send(self, body: bytes) -> None:
+        """Send one frame. Raises `FrameTooLarge` before anything is sent, `ConnectionLost`, `TimedOut`."""
+        size = len(body)
+        if size > MAX_FRAME:
+            raise FrameTooLarge(f"a message of {size:,} bytes is larger than the {MAX_FRAME:,} that can be sent")
+        try:
+            if size <= _READ:
+                data = HEADER.pack(size) + body
+                sent = self._sock.send(data)
+            else:  # not worth a copy
+                data = body
+                sent = self._sock.sendmsg((HEADER.pack(size), body)) - 4
+            if sent < len(data):
+                self._send_rest(data, sent, size)
+        except BlockingIOError:
+            raise TimedOut("did not take a message in time") from None
+        except OSError as error:
+            raise ConnectionLost((error.strerror or "connection lost").lower()) from None
+
+    def _send_rest(self, data: bytes, sent: int, size: int) -> None:
+        if sent < 0:  # not even the header went out whole
+            data, sent = HEADER.pack(size) + data, sent + 4
+        deadline = time.monotonic() + FRAME_TIMEOUT
+        view = memoryview(data)
+        while sent < len(view):
+            if time.monotonic() > deadline:
+                raise BlockingIOError
+            sent += self._sock.send(view[sent:])
+
+    def shut(self, how: int = socket.SHUT_RDWR) -> None:
+        """End the connection in one or both directions, from any thread; whoever waits in it wakes up."""
+        try:
+            self._sock.shutdown(how)
+        except OSError:
+            return  # it had ended by itself
+
+    def close(self) -> None:
+        """Give the descriptor back. Only by the thread that uses the channel, or when there is none."""
+        self._rest = b""
+        self._sock.close()

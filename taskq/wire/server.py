@@ -1,0 +1,276 @@
+"""The manager's end of the wire: a `BaseManager` whose server withstands strangers, slow peers and broken requests.
+
+What is kept of `multiprocessing.managers`: the manager object with its registered serializer, the server with its table
+of exposed objects, one thread for each connection. What is replaced, because the stock server is made for trusted
+children of one program: how connections are accepted and authenticated (`door`), what a request is (an id, a verb
+and its arguments, see ``PROTOCOL.md``; nothing is ever unpickled), what an error says (a code, never a traceback), and
+which methods there are (the verbs of `QueueService`; no create, shutdown, incref, debug_info or ``#GETVALUE``).
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import managers
+from multiprocessing.managers import BaseManager
+from typing import Any, NoReturn
+
+from taskq.config import Address
+from taskq.errors import ConfigError, FrameTooLarge, Malformed, TaskqError, to_wire
+from taskq.queue.task import NewTask
+from taskq.service import VERBS, QueueService
+from taskq.wire import codec
+from taskq.wire.door import Door
+from taskq.wire.frames import ERROR, MAX_FRAME, OK, Channel, ConnectionLost
+from taskq.wire.handshake import check_key
+
+SERIALIZER = "msgpack"
+IDENT = "queue"
+BACKLOG = 1024
+_ORDERLY = 2.0
+"""Seconds that requests under way have to get their replies out at the end."""
+
+_log = logging.getLogger(__name__)
+
+
+class Listener:
+    """A listening socket; what the stock server expects of ``multiprocessing.connection.Listener``."""
+
+    def __init__(self, address: tuple[str, int], backlog: int = BACKLOG) -> None:
+        wanted = Address(*address)
+        try:
+            found = socket.getaddrinfo(
+                wanted.host or None, wanted.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            family, kind, protocol, _, where = found[0]
+            self.socket = socket.socket(family, kind, protocol)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {wanted}: {(error.strerror or 'error').lower()}") from None
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.socket.bind(where)
+            self.socket.listen(max(backlog, BACKLOG))
+        except OSError as error:
+            self.socket.close()
+            if error.errno == errno.EADDRINUSE:
+                hint = "another manager? stop it, or choose another port with --port"
+                raise ConfigError(f"{wanted} is in use", hint=hint) from None
+            raise ConfigError(f"cannot listen on {wanted}: {(error.strerror or 'error').lower()}") from None
+        self.bound = Address(wanted.host, self.socket.getsockname()[1])
+        self.address = (self.bound.host, self.bound.port)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.socket.close()
+
+
+def _no_client(*args: object, **kwargs: object) -> NoReturn:
+    raise TypeError("taskq.wire.client.RemoteQueue is the client of a QueueManager")
+
+
+managers.listener_client[SERIALIZER] = (Listener, _no_client)  # type: ignore[attr-defined]  # absent from typeshed
+
+
+class Server(managers.Server):
+    """Serves one object, the queue, under a fixed name; see the module's text for what differs from its base."""
+
+    listener: Listener
+    public: list[str] = []  # noqa: RUF012  (overrides the base's list: no request is answered before authentication)
+    fallback_mapping: dict[str, Callable[..., Any]] = {}  # noqa: RUF012
+
+    def __init__(self, registry: dict[str, Any], address: tuple[str, int], authkey: bytes, serializer: str) -> None:
+        check_key(authkey)
+        super().__init__(registry, address, authkey, serializer)
+        service = registry[IDENT][0]()
+        self.id_to_obj = {IDENT: (service, set(VERBS), {})}
+        self.stop_event = threading.Event()
+        self._verbs = _Verbs(service)
+        self._lock = threading.Lock()
+        self._connections: dict[Channel, threading.Thread] = {}
+        self._door = Door(self.listener.socket, bytes(authkey), self._admit, lambda: len(self._connections))
+
+    def accepter(self) -> None:
+        """Accept connections until `close_listener`."""
+        self._door.run()
+
+    def close_listener(self) -> None:
+        """Take no more connections; those that are there go on."""
+        self._door.close()
+
+    def serve_forever(self) -> None:
+        """Accept and serve until `stop_event` is set. Unlike the base's, it returns and does not end the process."""
+        accepter = threading.Thread(target=self.accepter, name="wire-door", daemon=True)
+        accepter.start()
+        self.stop_event.wait()
+        self.close_listener()
+        accepter.join()
+        self._end_connections()
+
+    def _end_connections(self) -> None:
+        """Let requests under way get their replies out, then cut what is left."""
+        for how in (socket.SHUT_RD, socket.SHUT_RDWR):
+            with self._lock:
+                threads = list(self._connections.items())
+            for channel, _ in threads:
+                channel.shut(how)
+            deadline = time.monotonic() + _ORDERLY
+            for _, thread in threads:
+                thread.join(max(deadline - time.monotonic(), 0.0))
+        if self._connections:
+            _log.warning("%d requests were still under way when the manager stopped", len(self._connections))
+
+    def _admit(self, sock: socket.socket) -> None:
+        """Give an authenticated connection its thread. Raises `RuntimeError` when there is none to be had."""
+        channel = Channel(sock)
+        thread = threading.Thread(target=self.handle_request, args=(channel,), name="wire", daemon=True)
+        with self._lock:
+            self._connections[channel] = thread
+        try:
+            thread.start()
+        except BaseException:
+            with self._lock:
+                del self._connections[channel]
+            raise
+
+    def handle_request(self, conn: Channel) -> None:  # type: ignore[override]  # our connections are channels
+        """The life of one connection's thread."""
+        try:
+            self.serve_client(conn)
+        except ConnectionLost as error:
+            _log.debug("connection ended: %s", error)
+        finally:
+            with self._lock:
+                del self._connections[conn]
+            conn.close()
+
+    def serve_client(self, conn: Channel) -> None:  # type: ignore[override]  # see handle_request
+        """Answer the requests of one connection until it ends. Raises `ConnectionLost`.
+
+        Nothing of a request or reply outlives its turn: a connection that waits holds no memory.
+        """
+        answer = self._verbs.answer
+        receive, send = conn.receive, conn.send
+        while not self.stop_event.is_set():
+            reply, understood = answer(receive(None))
+            send(reply)
+            del reply
+            if not understood:
+                raise ConnectionLost("it sent what is no request")
+
+
+class _Verbs:
+    """Turns the bytes of a request into a call and its outcome into the bytes of the reply."""
+
+    def __init__(self, service: QueueService) -> None:
+        self._verbs = {verb: (getattr(service, verb), _arity(verb)) for verb in VERBS}
+
+    def answer(self, data: bytes) -> tuple[bytes, bool]:
+        """The reply to a request, and whether it was one at all."""
+        request_id = 0
+        try:
+            request_id, verb, args = _parse(data)
+            method, arity = self._find(verb)
+            if len(args) != arity:
+                raise Malformed(f"{verb} takes {arity} arguments, not {len(args)}")
+            if verb == "submit":
+                args = (args[0], args[1], _tasks(args[2]))
+            reply = codec.pack((request_id, OK, method(*args)))
+            if len(reply) > MAX_FRAME:
+                raise FrameTooLarge(f"the reply to {verb} has {len(reply):,} bytes; ask for less at once")
+        except TaskqError as error:
+            return codec.pack((request_id, ERROR, to_wire(error))), request_id != 0
+        except Exception as error:
+            _log.exception("a request failed unexpectedly")
+            return codec.pack((request_id, ERROR, ("error", type(error).__name__, {}))), request_id != 0
+        return reply, True
+
+    def _find(self, verb: str) -> tuple[Callable[..., Any], int]:
+        try:
+            return self._verbs[verb]
+        except KeyError:
+            raise Malformed(f"there is no verb {verb!r:.50}") from None
+
+
+def _arity(verb: str) -> int:
+    """How many arguments a verb takes."""
+    return len(inspect.signature(getattr(QueueService, verb)).parameters) - 1
+
+
+def _parse(data: bytes) -> tuple[int, str, tuple[Any, ...]]:
+    """The id, verb and arguments of a request. Raises `Malformed`."""
+    request = codec.unpack(data)
+    if type(request) is tuple and len(request) == 3:
+        request_id, verb, args = request
+        if type(request_id) is int and request_id > 0 and type(verb) is str and type(args) is tuple:
+            return request_id, verb, args
+    raise Malformed("not a request: it must be an id, a verb and its arguments")
+
+
+def _tasks(items: Any) -> Sequence[NewTask]:
+    """The tasks of a submit call, which travel as plain arrays. Raises `Malformed`."""
+    try:
+        return tuple(map(NewTask._make, items))
+    except TypeError as error:
+        raise Malformed(f"not a task: {error}") from None
+
+
+class QueueManager(BaseManager):
+    """The manager object: `get_server` gives the hardened server. Nobody connects to it by proxies."""
+
+    _Server = Server
+
+    def __init__(self, address: tuple[str, int], authkey: bytes) -> None:
+        super().__init__(address, authkey, serializer=SERIALIZER)
+
+    def get_server(self) -> Server:
+        """The server, bound to its port. Raises `ConfigError`: the port is taken, the key too short."""
+        return self._Server(self._registry, self._address, self._authkey, SERIALIZER)  # type: ignore[attr-defined]
+
+    def start(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not offered: it would pickle the queue into another process."""
+        raise TypeError("the queue is served in the manager's own process: use get_server()")
+
+    def connect(self) -> NoReturn:
+        """Not offered: the stock proxies never recover from a restart."""
+        _no_client()
+
+
+class WireServer:
+    """Serves a queue on a TCP port. Raises `ConfigError` when the port is taken."""
+
+    def __init__(self, service: QueueService, host: str, port: int, key: bytes) -> None:
+        class Manager(QueueManager):
+            """A class of its own, because `register` writes into the class."""
+
+        Manager.register(IDENT, callable=lambda: service, exposed=VERBS)
+        self._server = Manager((host, port), key).get_server()
+        self._thread = threading.Thread(target=self._server.serve_forever, name="wire-server", daemon=True)
+
+    @property
+    def address(self) -> Address:
+        """Where it listens; the port is a real one even if 0 was asked for."""
+        return self._server.listener.bound
+
+    def start(self) -> None:
+        """Accept connections from now on; returns at once."""
+        self._thread.start()
+
+    def close_listener(self) -> None:
+        """First step of an orderly stop: no new connections, while those that are there go on."""
+        self._server.close_listener()
+
+    def stop(self) -> None:
+        """End everything: no new connections, replies under way go out, all threads end (within about 4 s).
+
+        Calls that wait inside the service must be woken by the service first.
+        """
+        self._server.stop_event.set()
+        if self._thread.ident is None:
+            self._server.listener.close()
+        else:
+            self._thread.join()
