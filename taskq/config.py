@@ -17,6 +17,7 @@ from pathlib import Path
 
 from taskq.errors import AuthenticationFailed, ConfigError
 
+VERSION = "0.1.0"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8275
 KEY_BYTES = 32
@@ -87,6 +88,8 @@ class Join:
     addresses: tuple[Address, ...]
     key: bytes = field(repr=False)
     name: str = "default"
+    source: str = field(default="", compare=False)
+    """Where the key is from, for messages."""
 
     def to_json(self) -> str:
         """The text of a join file."""
@@ -109,7 +112,7 @@ class Join:
             ) from None
         if not addresses or len(key) < KEY_BYTES:
             raise ConfigError(f"{source} has no address or no key", hint="fetch it again")
-        return cls(addresses, key, name)
+        return cls(addresses, key, name, source)
 
 
 @dataclass(frozen=True)
@@ -240,10 +243,11 @@ def find_join(
     else:
         addresses = found.addresses if found else (Address(DEFAULT_HOST, DEFAULT_PORT),)
     if key_file is None and found is not None:
-        key = found.key
+        key, source = found.key, found.source
     else:
-        key = read_key(Path(key_file) if key_file is not None else state.key)
-    return Join(tuple(addresses), key, found.name if found else "default")
+        path = Path(key_file) if key_file is not None else state.key
+        key, source = read_key(path), str(path)
+    return Join(tuple(addresses), key, found.name if found else "default", source)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ TRANSITIONS: dict[Event, dict[State | None, State]] = {
     Event.DEATH: {State.RUNNING: State.SCHEDULED},
     Event.POISON: {State.RUNNING: State.FAILED},
     # A hand-out that a crash of the manager kept from the disk: the record says pending, the worker knows better.
-    Event.READOPT: {State.PENDING: State.RUNNING},
+    Event.READOPT: {State.PENDING: State.RUNNING, State.SCHEDULED: State.RUNNING},
     Event.CANCEL: {
         State.PENDING: State.CANCELLED,
         State.SCHEDULED: State.CANCELLED,

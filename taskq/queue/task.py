@@ -34,8 +34,9 @@ STATE_BY_LABEL = {state.label: state for state in State}
 class TaskError(NamedTuple):
     """Why an attempt, or the task, failed.
 
-    ``kind`` is one of ``error`` (the code raised), ``timeout``, ``poisoned`` (its worker process died too often),
-    ``expired``, ``arguments`` (they do not fit the function). ``type`` is the exception's name, ``traceback`` text.
+    ``kind`` is one of ``error`` (the code raised), ``timeout``, ``died`` (its worker process did, and it will run
+    again), ``poisoned`` (that happened too often), ``expired``, ``arguments`` (they do not fit the function). ``type``
+    is the exception's name, ``traceback`` text.
     """
 
     kind: str

@@ -65,8 +65,8 @@ class TypeRow(NamedTuple):
 class Batch:
     """Everything that one transaction writes.
 
-    A task is in ``new`` when the store does not have it yet, else in ``changed``, never in both. The rows in
-    ``changed`` carry no payload: what is stored stays. ``next_id`` and ``totals`` are written with each batch.
+    A task is in ``new`` when the store does not have it yet, else in ``changed``, never in both. The payload
+    of a row in ``changed`` is ignored: what is stored stays. ``next_id`` and ``totals`` are written with each batch.
     """
 
     new: list[TaskRow] = field(default_factory=list)

@@ -1,0 +1,183 @@
+"""Group commit by leader and followers: many changes, one transaction.
+
+Theory of operation. Whoever changes records says so here (`add`), still under the queue's lock, and gets a *mark*. Who
+needs its change on disk calls `settle` with the mark. If no transaction is under way, that thread becomes the leader:
+it copies all changed records, lets go of the lock, writes them in one transaction and releases everybody whose mark it
+covered. Who comes meanwhile waits, and is in the next one. With one caller there is no hand-over to another thread,
+which would cost more than the SQL; with many, batches form by themselves (DeWitt et al., "Implementation Techniques for
+Main Memory Database Systems", 1984, for the idea of group commit).
+
+Memory is never rolled back. When a write fails, every waiting caller gets `OutcomeUnknown`, nothing is accepted any
+more, and the manager ends: its next start believes the disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from taskq.errors import OutcomeUnknown, StoreFailed
+from taskq.queue.task import FINAL, Task, TaskRow, to_row
+from taskq.stores.base import INLINE_PAYLOAD, Batch, CallRow, KeyRow, Store, TypeRow, WorkerRow
+
+
+@dataclass
+class _Unwritten:
+    tasks: dict[int, Task] = field(default_factory=dict)
+    calls: list[CallRow] = field(default_factory=list)
+    keys: list[KeyRow] = field(default_factory=list)
+    types: list[TypeRow] = field(default_factory=list)
+    joined: list[WorkerRow] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class GroupCommit:
+    """What is not on disk yet, and the way there. All methods are called with the queue's lock held.
+
+    ``head()`` gives (next id, totals) as they are now; ``settled`` gets the final records of each transaction, with
+    the lock held; ``failed`` is called once, without it, when a write failed.
+    """
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        store: Store,
+        *,
+        stored_below: int,
+        head: Callable[[], tuple[int, dict[str, int]]],
+        settled: Callable[[list[Task]], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._lock = lock
+        self._store = store
+        self._head = head
+        self._settled = settled
+        self._failed = failed
+        self._done = threading.Condition(lock)
+        self._unwritten = _Unwritten()
+        self._mark = 0
+        self._covered = 0
+        self._leading = False
+        self.stored_below = stored_below
+        """Tasks with lower ids are in the store."""
+        self.broken = False
+
+    @property
+    def mark(self) -> int:
+        """The mark that covers every change until now."""
+        return self._mark
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is on disk."""
+        return self._covered == self._mark
+
+    def add(self, tasks: Iterable[Task]) -> int:
+        """Records have changed; gives the mark to wait for."""
+        unwritten = self._unwritten.tasks
+        for task in tasks:
+            unwritten[task.id] = task
+        self._mark += 1
+        return self._mark
+
+    def add_call(self, call: CallRow, keys: Iterable[KeyRow]) -> None:
+        """A submit call, and the keys of its tasks; followed by `add` of the tasks."""
+        self._unwritten.calls.append(call)
+        self._unwritten.keys.extend(keys)
+
+    def add_worker(self, worker: WorkerRow, types: Iterable[TypeRow]) -> None:
+        """A worker process has joined with these types; followed by `add`."""
+        self._unwritten.joined.append(worker)
+        self._unwritten.types.extend(types)
+
+    def add_left(self, incarnations: Iterable[str]) -> None:
+        """Worker processes have left; followed by `add`."""
+        self._unwritten.left.extend(incarnations)
+
+    def is_dirty(self, task_id: int) -> bool:
+        """Whether this task has a change that no transaction has taken yet."""
+        return task_id in self._unwritten.tasks
+
+    def settle(self, mark: int) -> None:
+        """Return when everything up to ``mark`` is on disk. Raises `OutcomeUnknown`."""
+        while self._covered < mark:
+            self._step()
+
+    def settle_submits(self, task_id: int) -> None:
+        """Return when the submit of this task, and all before it, are on disk. Raises `OutcomeUnknown`."""
+        while self.stored_below <= task_id:
+            self._step()
+
+    def _step(self) -> None:
+        """Lead a transaction, or wait for the one that is under way."""
+        if self.broken:
+            raise OutcomeUnknown(
+                "a write did not reach the disk, and the manager stops",
+                hint="repeat the same call when it is back: it gives the one truth",
+            )
+        if self._leading:
+            self._done.wait()
+        else:
+            self._lead()
+
+    def _lead(self) -> None:
+        mark, unwritten, self._unwritten = self._mark, self._unwritten, _Unwritten()
+        next_id, totals = self._head()
+        batch = _batch(unwritten, self.stored_below, next_id, totals)
+        final = [task for task in unwritten.tasks.values() if task.state in FINAL]
+        self._leading = True
+        self._lock.release()
+        failure: BaseException | None = None
+        try:
+            self._store.write(batch)
+        except BaseException as error:
+            failure = error
+            if not isinstance(error, StoreFailed):
+                raise
+        finally:
+            self._lock.acquire()
+            self._leading = False
+            self._done.notify_all()
+            if failure is not None:
+                self._break(failure)
+        if self.broken:
+            return
+        self._covered = mark
+        self.stored_below = next_id
+        _rest_payloads(unwritten.tasks, batch.new)
+        self._settled(final)
+
+    def _break(self, error: BaseException) -> None:
+        if not self.broken:
+            self.broken = True
+            self._lock.release()
+            try:
+                self._failed(error)
+            finally:
+                self._lock.acquire()
+
+
+def _batch(unwritten: _Unwritten, stored_below: int, next_id: int, totals: dict[str, int]) -> Batch:
+    new: list[TaskRow] = []
+    changed: list[TaskRow] = []
+    for task in unwritten.tasks.values():
+        (new if task.id >= stored_below else changed).append(to_row(task))
+    return Batch(
+        new,
+        changed,
+        unwritten.calls,
+        unwritten.keys,
+        unwritten.types,
+        unwritten.joined,
+        unwritten.left,
+        next_id,
+        dict(totals),
+    )
+
+
+def _rest_payloads(tasks: dict[int, Task], new: list[TaskRow]) -> None:
+    """Larger payloads rest in the store until their task is handed out."""
+    for row in new:
+        if row.payload is not None and len(row.payload) > INLINE_PAYLOAD:
+            tasks[row.id].payload = None

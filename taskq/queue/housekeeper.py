@@ -1,0 +1,94 @@
+"""The one thread of the queue's own: whatever is due without anybody calling.
+
+It lets scheduled tasks and ended leases take their course (`tick` says what is next and when), writes hand-outs that no
+other commit took along, asks the disk for room, and deletes records whose time is over, a piece at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Protocol
+
+from taskq.errors import TaskqError
+from taskq.logs import event
+
+log = logging.getLogger("taskq.queue")
+
+LINGER = 0.05
+"""Seconds that a hand-out may wait for somebody else's commit."""
+ROUND = 1.0
+"""Seconds: longest sleep."""
+TIDY = 60.0
+"""Seconds between two looks for records whose time is over."""
+
+
+class Chores(Protocol):
+    """What there is to do; `taskq.queue.job_queue.JobQueue` has it."""
+
+    def tick(self) -> float:
+        """Do what is due; gives the seconds until there is more to do."""
+        ...
+
+    def look_after_disk(self) -> None:
+        """Find out whether there is room for new tasks."""
+        ...
+
+    def tidy(self) -> bool:
+        """Delete a piece of what is too old; gives whether there may be more."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds of the queue's clock."""
+        ...
+
+
+class Housekeeper:
+    """A thread that does `Chores` when they are due."""
+
+    def __init__(self, chores: Chores) -> None:
+        self._chores = chores
+        self._wake = threading.Event()
+        self._stopping = False
+        self._wakes_at = 0.0
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def expect(self, seconds: float) -> None:
+        """Something will be due in so many seconds."""
+        if self._wakes_at > self._chores.monotonic() + seconds:
+            self._wake.set()
+
+    def _run(self) -> None:
+        looked = tidied = self._chores.monotonic()
+        more = False
+        while not self._stopping:
+            try:
+                wait = self._chores.tick()
+                now = self._chores.monotonic()
+                if now - looked >= ROUND:
+                    looked = now
+                    self._chores.look_after_disk()
+                if more or now - tidied >= TIDY:
+                    tidied = now
+                    more = self._chores.tidy()
+            except TaskqError as error:  # the store is broken: whoever waits for it is told, and the manager ends
+                event(log, logging.ERROR, "failed", f"housekeeping: {error.message}")
+                wait = ROUND
+            wait = 0.0 if more else min(wait, ROUND)
+            self._wakes_at = self._chores.monotonic() + wait
+            if wait > 0:
+                self._wake.wait(wait)
+            self._wakes_at = 0.0
+            self._wake.clear()

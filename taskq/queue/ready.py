@@ -1,0 +1,185 @@
+"""Which pending task is handed out next: the one dispatcher. PURE.
+
+Theory of operation. Pending tasks stand on *shelves*, one for each (queue, type). A shelf has a *lane* for each
+priority, and a lane gives its tasks by rising id. Ids rise in the order in which submits are committed, so a lane is
+nearly always appended to at its end and taken from at its front: a deque; the few that come back out of order (retries,
+given back ones) wait in a small heap beside it. A worker's hand-out merges the heads of the shelves it serves by
+(higher priority, lower id); between queues there is no other order.
+
+A task that stops being pending by other ways than a hand-out (cancel) is not searched for: its entry goes stale, is
+skipped when it comes to the front, and a lane with more stale than live entries is rebuilt.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections import deque
+from collections.abc import Container, Iterator
+
+from taskq.queue.task import State, Task
+
+_SPARE = 1_000
+"""Stale entries that are not worth rebuilding a shelf for."""
+
+
+class Lane:
+    """Pending tasks of one queue, type and priority, lowest id first."""
+
+    __slots__ = ("_late", "_line")
+
+    def __init__(self) -> None:
+        self._line: deque[Task] = deque()
+        self._late: list[tuple[int, Task]] = []
+
+    def __len__(self) -> int:
+        return len(self._line) + len(self._late)
+
+    def push(self, task: Task) -> None:
+        """Add a task, wherever its id belongs."""
+        if not self._line or task.id > self._line[-1].id:
+            self._line.append(task)
+        else:
+            heapq.heappush(self._late, (task.id, task))
+
+    def head(self) -> Task | None:
+        """The next task, without taking it; stale entries before it are dropped."""
+        while self._line and self._line[0].state is not State.PENDING:
+            self._line.popleft()
+        while self._late and self._late[0][1].state is not State.PENDING:
+            heapq.heappop(self._late)
+        if self._late and (not self._line or self._late[0][0] < self._line[0].id):
+            return self._late[0][1]
+        return self._line[0] if self._line else None
+
+    def drop_head(self) -> None:
+        """Take away what `head` gave just now."""
+        if self._late and (not self._line or self._late[0][0] < self._line[0].id):
+            heapq.heappop(self._late)
+        else:
+            self._line.popleft()
+
+    def entries(self) -> list[Task]:
+        """All entries by rising id, stale ones and doubles left out."""
+        live = {task.id: task for task in self._line if task.state is State.PENDING}
+        live.update((number, task) for number, task in self._late if task.state is State.PENDING)
+        return [live[number] for number in sorted(live)]
+
+
+class Shelf:
+    """Pending tasks of one queue and type, in lanes by priority.
+
+    ``pending`` counts those that are really pending; `taskq.queue.state` keeps it.
+    """
+
+    __slots__ = ("_lanes", "_order", "pending", "queue", "type")
+
+    def __init__(self, queue: str, type: str) -> None:
+        self.queue = queue
+        self.type = type
+        self.pending = 0
+        self._lanes: dict[int, Lane] = {}
+        self._order: list[int] = []  # negated priorities, so that the highest comes first
+
+    def push(self, task: Task) -> None:
+        """Add a pending task."""
+        lane = self._lanes.get(task.priority)
+        if lane is None:
+            lane = self._lanes[task.priority] = Lane()
+            insort(self._order, -task.priority)
+        lane.push(task)
+
+    def head(self) -> tuple[int, int, Task] | None:
+        """(negated priority, id, task) of the next one, None when the shelf is empty."""
+        while self._order:
+            task = self._lanes[-self._order[0]].head()
+            if task is not None:
+                return self._order[0], task.id, task
+            del self._lanes[-self._order.pop(0)]
+        return None
+
+    def drop_head(self) -> None:
+        """Take away what `head` gave just now."""
+        self._lanes[-self._order[0]].drop_head()
+
+    def heads(self) -> Iterator[Task]:
+        """The next task of each lane."""
+        for lane in self._lanes.values():
+            task = lane.head()
+            if task is not None:
+                yield task
+
+    def tidy(self) -> None:
+        """Rebuild the lanes when most of their entries are stale."""
+        if sum(map(len, self._lanes.values())) > 2 * self.pending + _SPARE:
+            for task in self.entries():
+                self.push(task)
+
+    def entries(self) -> list[Task]:
+        """Empty the shelf: all its pending tasks, by rising id."""
+        found = [task for lane in self._lanes.values() for task in lane.entries()]
+        self._lanes.clear()
+        self._order.clear()
+        return sorted(found, key=lambda task: task.id)
+
+
+class Ready:
+    """All shelves; gives the next tasks for what a worker serves."""
+
+    def __init__(self) -> None:
+        self.shelves: dict[tuple[str, str], Shelf] = {}
+
+    def shelf(self, queue: str, type: str) -> Shelf:
+        """The shelf of this queue and type, made when it is not there."""
+        found = self.shelves.get((queue, type))
+        if found is None:
+            found = self.shelves[queue, type] = Shelf(queue, type)
+        return found
+
+    def push(self, task: Task) -> None:
+        """Add a task that has just become pending."""
+        shelf = self.shelf(task.queue, task.type)
+        shelf.pending += 1
+        shelf.push(task)
+
+    def gone(self, task: Task) -> None:
+        """A task that was here is no longer pending, and was not taken by `take`."""
+        shelf = self.shelves[task.queue, task.type]
+        shelf.pending -= 1
+        shelf.tidy()
+
+    def serving(self, queues: Container[str], types: Container[str]) -> list[Shelf]:
+        """The shelves with pending tasks among these queues (empty = all) and types."""
+        return [
+            shelf
+            for shelf in self.shelves.values()
+            if shelf.pending and shelf.type in types and (not queues or shelf.queue in queues)
+        ]
+
+    def take(self, shelves: list[Shelf], limit: int) -> list[Task]:
+        """Take up to ``limit`` tasks from these shelves, best first; they are counted out, their state is as before."""
+        heads = [(*head, shelf) for shelf in shelves if (head := shelf.head()) is not None]
+        heads.sort(key=lambda entry: entry[:2])
+        taken: list[Task] = []
+        while heads and len(taken) < limit:
+            _, _, task, shelf = heads[0]
+            taken.append(task)
+            shelf.drop_head()
+            shelf.pending -= 1
+            head = shelf.head()
+            if head is None:
+                del heads[0]
+            elif len(heads) == 1:
+                heads[0] = (*head, shelf)
+            else:
+                del heads[0]
+                insort(heads, (*head, shelf), key=lambda entry: entry[:2])
+        return taken
+
+    def absorb(self, other: Ready) -> None:
+        """Put the tasks of ``other`` behind the own ones."""
+        for shelf in other.shelves.values():
+            mine = self.shelf(shelf.queue, shelf.type)
+            mine.pending += shelf.pending
+            for task in shelf.entries():
+                mine.push(task)

@@ -1,0 +1,454 @@
+"""The queue as a pure state machine: every decision about tasks is made here. PURE.
+
+Theory of operation. `QueueState` holds the records of all tasks that are not final (and of final ones until the store
+has them), and the bookkeeping that can be derived from them: shelves of pending tasks, the heap of scheduled ones, what
+each worker runs, counters. Each verb takes ``now`` and gives `Changes`: the records that must be written, those that
+became final, and what became pending. It waits for nothing, locks nothing and writes nothing; the shell around it
+(`taskq.queue.job_queue`) does.
+
+Rules. (1) Only `_move` changes a task's state, and only along the table in `lifecycle`. (2) A worker's word about a
+task counts only with the run that is current: with any other nothing changes. (3) A task object that has left the
+shelves or the heap by another door than their own never comes back into them; a copy takes its place (`_readopt`), so
+that the entry it leaves behind stays stale.
+
+`taskq.queue.check` derives all bookkeeping anew and compares.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from taskq.config import QueueSettings
+from taskq.errors import KeyConflict, QueueFull
+from taskq.queue.figures import Figures
+from taskq.queue.idempotency import content_digest
+from taskq.queue.leases import SILENT_KEPT, Leases, Moment, Worker, owned
+from taskq.queue.lifecycle import Event, next_state
+from taskq.queue.ready import Ready
+from taskq.queue.retry import MAX_DEATHS, death_delay, retry_delay
+from taskq.queue.task import FINAL, NewTask, State, Task, TaskError, TaskRow, from_row
+from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Report, WorkerInfo
+from taskq.stores.base import KeyRow
+
+RUNS_PER_EPOCH = 2**40
+UNKNOWN = "?"
+HOLD = 5.0
+"""Seconds for which tasks from before a restart are kept back while workers that may hold them come back."""
+
+
+@dataclass
+class Changes:
+    """What a verb changed.
+
+    ``written``: records to store, final ones included. ``final``: those that became final. ``ready``: how many tasks
+    became pending, by (queue, type). ``left``: worker processes that are no longer expected back.
+    """
+
+    written: list[Task] = field(default_factory=list)
+    final: list[Task] = field(default_factory=list)
+    ready: dict[tuple[str, str], int] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+
+class Accepted(NamedTuple):
+    """What a submit led to: ids in order, positions of those that existed, keys to store, changes."""
+
+    ids: list[int]
+    existing: list[int]
+    keys: list[KeyRow]
+    changes: Changes
+
+
+class QueueState:
+    """All tasks that are alive, and who runs them."""
+
+    def __init__(self, settings: QueueSettings, *, epoch: int = 1, next_id: int = 1) -> None:
+        self.settings = settings
+        self.epoch = epoch
+        self.next_id = next_id
+        self.tasks: dict[int, Task] = {}
+        self.ready = Ready()
+        self.kept_back: Ready | None = None
+        self.leases = Leases(settings.lease)
+        self.figures = Figures()
+        self.scheduled: list[tuple[float, int, Task]] = []
+        self._next_run = epoch * RUNS_PER_EPOCH + 1
+        self._kept_below = 0
+        self._kept_until = 0.0
+
+    # -- the one door
+
+    def _move(self, task: Task, event: Event, changes: Changes) -> None:
+        before = task.state
+        after = next_state(before, event)
+        task.state = after
+        if before is State.PENDING and event is not Event.RESERVE:
+            self._shelves(task).gone(task)
+        self.figures.moved(task, before, after)
+        changes.written.append(task)
+        self._settle(task, changes)
+
+    def _settle(self, task: Task, changes: Changes) -> None:
+        """Put a task where its state belongs."""
+        if task.state is State.PENDING:
+            shelves = self._shelves(task)
+            shelves.push(task)
+            if shelves is self.ready:
+                shelf = (task.queue, task.type)
+                changes.ready[shelf] = changes.ready.get(shelf, 0) + 1
+        elif task.state is State.SCHEDULED:
+            heapq.heappush(self.scheduled, (task.due_at, task.id, task))
+        elif task.state in FINAL:
+            changes.final.append(task)
+
+    def _shelves(self, task: Task) -> Ready:
+        return self.ready if self.kept_back is None or task.id >= self._kept_below else self.kept_back
+
+    # -- start
+
+    def load(self, rows: Iterable[TaskRow], now: Moment) -> int:
+        """Take over live records by rising id, through the doors that all tasks use; gives their number.
+
+        Pending ones are kept back until `release` (see `tick`). Workers must be known before (`Leases.expect`); one
+        that is not gets the usual lease.
+        """
+        if self.kept_back is None:
+            self.kept_back = Ready()
+            self._kept_below = self.next_id
+            self._kept_until = now.mono + HOLD
+        loaded = Changes()
+        number = 0
+        for number, row in enumerate(rows, 1):  # noqa: B007  (the count is the result)
+            task = from_row(row)
+            self.tasks[task.id] = task
+            self.figures.entered(task.queue, task.state)
+            if task.state is State.RUNNING:
+                self._worker_of(task, now).running[task.id] = task
+            else:
+                self._settle(task, loaded)
+        return number
+
+    def _worker_of(self, task: Task, now: Moment) -> Worker:
+        incarnation = task.worker or UNKNOWN
+        worker = self.leases.workers.get(incarnation)
+        return worker or self.leases.expect(incarnation, "", task.worker_name or UNKNOWN, "", 0, now.mono)
+
+    # -- clients
+
+    def submit(self, client: int, items: Sequence[NewTask], known: Mapping[str, KeyRow], now: Moment) -> Accepted:
+        """Accept all items or none. ``known``: what the store knows of the keys among them.
+
+        Raises `QueueFull`, `KeyConflict`.
+        """
+        first, changes = self.next_id, Changes()
+        ids, existing, keys = self._resolve_keys(items, known, first)
+        taken = set(existing)
+        fresh = [position for position in range(len(items)) if position not in taken] if taken else range(len(items))
+        self._refuse_overflow(items, fresh, now)
+        self.next_id += len(items)
+        for position in fresh:
+            item = items[position]
+            due_at = now.wall + item.delay
+            task = Task(
+                first + position,
+                item.type,
+                item.queue,
+                item.payload,
+                item.priority,
+                item.max_retries,
+                item.backoff,
+                item.timeout,
+                item.key,
+                item.correlation_id,
+                client,
+                now.wall,
+                due_at,
+                next_state(None, Event.SUBMIT_LATER if item.delay > 0 else Event.SUBMIT),
+            )
+            self.tasks[task.id] = task
+            self.figures.entered(task.queue, task.state)
+            self._settle(task, changes)
+            changes.written.append(task)
+        return Accepted(ids, existing, keys, changes)
+
+    def _resolve_keys(
+        self, items: Sequence[NewTask], known: Mapping[str, KeyRow], first: int
+    ) -> tuple[list[int], list[int], list[KeyRow]]:
+        ids = list(range(first, first + len(items)))
+        existing: list[int] = []
+        keys: dict[str, KeyRow] = {}
+        for position, item in enumerate(items):
+            if item.key is None:
+                continue
+            digest = content_digest(item)
+            twin = known.get(item.key) or keys.get(item.key)
+            if twin is None:
+                keys[item.key] = KeyRow(item.key, ids[position], digest)
+                continue
+            if twin.digest != digest:
+                raise KeyConflict(
+                    f'the key "{item.key}" belongs to task {twin.id}, which has other content; nothing was accepted',
+                    hint="use another key, or submit exactly the same task",
+                    details={"key": item.key, "id": twin.id},
+                )
+            ids[position] = twin.id
+            existing.append(position)
+        return ids, existing, list(keys.values())
+
+    def _refuse_overflow(self, items: Sequence[NewTask], fresh: Sequence[int], now: Moment) -> None:
+        counts: dict[str, int] = {}
+        for position in fresh:
+            queue = items[position].queue
+            counts[queue] = counts.get(queue, 0) + 1
+        limit = self.settings.max_pending
+        for queue, count in counts.items():
+            figures = self.figures.queues.get(queue)
+            waiting = figures.waiting() if figures else 0
+            if waiting + count > limit:
+                raise QueueFull(
+                    f'queue "{queue}" is full ({waiting:,} pending{self._oldest_text(queue, now)}); not accepted',
+                    hint="retry later, add workers, or raise --max-pending",
+                    details={"queue": queue, "pending": waiting, "limit": limit},
+                )
+        for queue, count in counts.items():
+            self.figures.submitted(queue, count, now.mono)
+
+    def _oldest_text(self, queue: str, now: Moment) -> str:
+        age = self.oldest_pending(now).get(queue)
+        return "" if age is None else f", oldest {int(age // 60)}m{int(age % 60):02d}s"
+
+    def oldest_pending(self, now: Moment) -> dict[str, float]:
+        """For each queue with pending tasks: how many seconds the one that came first has waited."""
+        ages: dict[str, float] = {}
+        for shelves in (self.ready, self.kept_back):
+            for shelf in shelves.shelves.values() if shelves else ():
+                for task in shelf.heads():
+                    ages[shelf.queue] = max(ages.get(shelf.queue, 0.0), now.wall - task.due_at)
+        return ages
+
+    def cancel(self, task_id: int, now: Moment) -> tuple[State | None, Changes]:
+        """Cancel a task that is alive; gives its state now, None when it is not here (final and stored, or unknown).
+
+        A running one keeps running, but gets no further attempt.
+        """
+        changes = Changes()
+        task = self.tasks.get(task_id)
+        if task is None or task.state in FINAL:
+            return (None if task is None else task.state), changes
+        if task.state is State.RUNNING:
+            task.cancel_requested = True
+            changes.written.append(task)
+        else:
+            task.finished_at = now.wall
+            self._move(task, Event.CANCEL, changes)
+        return task.state, changes
+
+    # -- workers
+
+    def attach(
+        self, info: WorkerInfo, held: Sequence[tuple[int, int]], now: Moment
+    ) -> tuple[Worker, list[tuple[int, int]], Changes]:
+        """A worker joins, first or again, and holds exactly these (task, run); gives those it has lost.
+
+        Raises `StaleRun` when it was reported dead.
+        """
+        worker = self.leases.attach(dict(info), now.mono)
+        changes = Changes()
+        holds = owned(held)
+        for task in list(worker.running.values()):
+            if holds.get(task.id) != task.run:
+                self._take_from(worker, task, Event.GIVE_BACK, changes)
+        lost = [
+            (task_id, run)
+            for task_id, run in holds.items()
+            if task_id not in worker.running and not self._readopt(worker, task_id, run, changes)
+        ]
+        return worker, lost, changes
+
+    def _readopt(self, worker: Worker, task_id: int, run: int, changes: Changes) -> bool:
+        """Accept a run that the last manager handed out and could not store any more.
+
+        Only from the epoch before this one: a manager in between might have given the task to somebody else.
+        """
+        task = self.tasks.get(task_id)
+        if task is None or task.state in FINAL:
+            return False
+        if run <= task.run or run // RUNS_PER_EPOCH != self.epoch - 1:
+            return False
+        if task.state is State.RUNNING:  # the stored run was given up, and this one handed out, just before the crash
+            self.leases.workers[task.worker or UNKNOWN].running.pop(task_id)
+        else:
+            twin = copy.copy(task)
+            self._move(task, Event.READOPT, Changes())
+            twin.state = task.state
+            self.tasks[task_id] = task = twin
+        task.run, task.worker, task.worker_name = run, worker.incarnation, worker.name
+        worker.running[task_id] = task
+        changes.written.append(task)
+        return True
+
+    def reserve(
+        self, worker: Worker, slots: int, extra: int, fast: Sequence[str], waiting: int, now: Moment
+    ) -> tuple[list[Task], Changes]:
+        """Hand out up to ``slots`` tasks, and up to ``extra`` more of the ``fast`` types.
+
+        ``waiting``: how many other workers wait; a short backlog is shared out evenly among them all.
+        """
+        changes = Changes()
+        if not worker.may_reserve(now.mono, self.leases.heartbeat):
+            return [], changes
+        shelves = self.ready.serving(worker.queues, worker.types)
+        share = -(-sum(shelf.pending for shelf in shelves) // (waiting + 1))
+        taken = self.ready.take(shelves, min(slots, share))
+        if extra and len(taken) == slots < share:
+            quick = [shelf for shelf in shelves if shelf.type in fast]
+            taken += self.ready.take(quick, min(extra, share - slots))
+        for task in taken:
+            task.run = self._next_run
+            self._next_run += 1
+            task.worker = worker.incarnation
+            task.worker_name = worker.name
+            task.started_at = now.wall
+            self._move(task, Event.RESERVE, changes)
+            self.figures.began(task, now.wall - task.due_at, now.mono)
+            worker.running[task.id] = task
+        return taken, changes
+
+    def report(self, worker: Worker, reports: Sequence[Report], now: Moment) -> tuple[list[int], Changes]:
+        """Take in outcomes; gives the positions of those that are stale."""
+        changes = Changes()
+        refused = []
+        for position, report in enumerate(reports):
+            task = worker.running.get(report[1])
+            if task is None or task.run != report[2]:
+                refused.append(position)
+                continue
+            kind = report[0]
+            if kind == ACK:
+                task.result, task.error = report[3], None
+                self._ended(worker, task, report[4], now, ok=True)
+                self._take_from(worker, task, Event.ACK, changes)
+            elif kind == NACK:
+                self._nack(worker, task, report, now, changes)
+            elif kind == GIVE_BACK:
+                self._take_from(worker, task, Event.GIVE_BACK, changes)
+            elif kind == SNOOZE:
+                task.due_at = now.wall + report[3]
+                self._take_from(worker, task, Event.SNOOZE, changes)
+            elif kind == PROGRESS:
+                worker.progress[task.id] = (report[3], report[4])
+            else:
+                refused.append(position)
+        return refused, changes
+
+    def _ended(self, worker: Worker, task: Task, ran: float, now: Moment, *, ok: bool) -> None:
+        task.finished_at = now.wall
+        task.started_at = now.wall - ran
+        worker.completed += ok
+        worker.failed += not ok
+        self.figures.ended(task, ran, now.mono, ok=ok)
+
+    def _nack(self, worker: Worker, task: Task, report: Report, now: Moment, changes: Changes) -> None:
+        error, delay, ran = report[3:]
+        task.error = TaskError(*error)
+        task.failures += 1
+        self._ended(worker, task, ran, now, ok=False)
+        if delay == -1 or task.failures > task.max_retries:
+            self._take_from(worker, task, Event.FAIL, changes)
+            return
+        wait = retry_delay(task.id, task.failures, task.backoff) if delay is None else delay
+        task.due_at = now.wall + wait
+        task.finished_at = None
+        if not task.cancel_requested:
+            self.figures.totals["retried"] += 1
+        self._take_from(worker, task, Event.RETRY, changes)
+
+    def _take_from(self, worker: Worker, task: Task, event: Event, changes: Changes) -> None:
+        """A run is over: whatever would lead to another attempt ends a task that is to be cancelled."""
+        del worker.running[task.id]
+        worker.progress.pop(task.id, None)
+        if task.cancel_requested and next_state(task.state, event) not in FINAL:
+            event = Event.CANCELLED
+        self._move(task, event, changes)
+
+    def worker_gone(
+        self, worker: Worker, how: str, started: Mapping[int, int] | None, now: Moment, *, counts: bool
+    ) -> Changes:
+        """A worker process is dead or its leases are over: its tasks go back.
+
+        What had ``started`` ((task: run); None: unknown, so all) counts a death, if ``counts``; the rest goes back at
+        once.
+        """
+        changes = Changes()
+        for task in list(worker.running.values()):
+            began = started is None or started.get(task.id) == task.run
+            if not (began and counts):
+                self._take_from(worker, task, Event.GIVE_BACK, changes)
+                continue
+            task.deaths += 1
+            if task.deaths >= MAX_DEATHS:
+                message = f"its worker process died {task.deaths} times under it, the last time by {how}"
+                task.error = TaskError("poisoned", "", message)
+                task.finished_at = now.wall
+                self._take_from(worker, task, Event.POISON, changes)
+            else:
+                task.error = TaskError("died", "", f"worker process {worker.name} ended by {how}")
+                task.due_at = now.wall + death_delay(task.deaths)
+                self._take_from(worker, task, Event.DEATH, changes)
+        return changes
+
+    # -- time
+
+    def tick(self, now: Moment) -> list[Changes]:
+        """Everything that is due by ``now``: scheduled tasks, ended leases, what was kept back after a restart."""
+        done = [self._due(now)]
+        for worker in list(self.leases.expired(now.mono)):
+            done.append(self.worker_gone(worker, "silence: its lease ran out", None, now, counts=True))
+            if not worker.attached or now.mono - worker.expires >= SILENT_KEPT:
+                self.leases.remove(worker.incarnation, dead=False)
+                done[-1].left.append(worker.incarnation)
+        self.leases.forget_silent_pools(now.mono)
+        if self.kept_back is not None and (now.mono >= self._kept_until or not self.leases.expected()):
+            done.append(self._release())
+        return done
+
+    def _due(self, now: Moment) -> Changes:
+        changes = Changes()
+        while self.scheduled and self.scheduled[0][0] <= now.wall:
+            task = heapq.heappop(self.scheduled)[2]
+            if task.state is State.SCHEDULED:
+                self._move(task, Event.DUE, changes)
+        return changes
+
+    def _release(self) -> Changes:
+        assert self.kept_back is not None
+        changes = Changes()
+        for key, shelf in self.kept_back.shelves.items():
+            if shelf.pending:
+                changes.ready[key] = shelf.pending
+        self.kept_back.absorb(self.ready)
+        self.ready, self.kept_back = self.kept_back, None
+        return changes
+
+    def next_deadline(self, now: Moment) -> float | None:
+        """Seconds until `tick` has something to do, None when it has nothing to wait for."""
+        waits = []
+        while self.scheduled and self.scheduled[0][2].state is not State.SCHEDULED:
+            heapq.heappop(self.scheduled)
+        if self.scheduled:
+            waits.append(self.scheduled[0][0] - now.wall)
+        expiry = self.leases.next_expiry()
+        if expiry is not None:
+            waits.append(expiry - now.mono)
+        if self.kept_back is not None:
+            waits.append(self._kept_until - now.mono)
+        return max(0.0, min(waits)) if waits else None
+
+    def forget(self, task: Task) -> None:
+        """A final record is stored: it leaves memory."""
+        if self.tasks.get(task.id) is task:
+            del self.tasks[task.id]
