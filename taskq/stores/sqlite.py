@@ -48,6 +48,7 @@ _PRAGMAS = (
     "PRAGMA synchronous = FULL",
     f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}",
     "PRAGMA cache_size = -65536",
+    "PRAGMA secure_delete = OFF",
     "PRAGMA temp_store = MEMORY",
     *(("PRAGMA fullfsync = ON", "PRAGMA checkpoint_fullfsync = ON") if sys.platform == "darwin" else ()),
 )
@@ -207,21 +208,18 @@ class SqliteStore:
 
     def write(self, batch: Batch) -> None:
         """See `Store.write`."""
-        new, payloads, new_results = schema.new_rows(batch.new)
-        changed, results = schema.changed_rows(batch.changed)
-        results += new_results
+        rows = schema.stored(batch.new, batch.changed)
         totals = json.dumps(batch.totals)
 
         def statements(db: sqlite3.Connection) -> None:
-            if new:
-                db.executemany(schema.INSERT, new)
-            if changed:
-                db.executemany(schema.UPDATE, changed)
-            if payloads:
-                db.executemany("INSERT INTO payload VALUES (?, ?)", payloads)
-            if results:
-                db.executemany("INSERT OR REPLACE INTO result VALUES (?, ?)", results)
-            _write_others(db, batch)
+            _insert(db, schema.INSERT_FRESH, rows.fresh)
+            _insert(db, schema.INSERT_WHOLE, rows.whole)
+            _insert(db, schema.UPDATE, rows.changed)
+            _insert(db, schema.INSERT_PAYLOAD, rows.payloads)
+            _insert(db, schema.INSERT_RESULT, rows.results)
+            _insert(db, schema.INSERT_CALL, batch.calls)
+            _insert(db, schema.INSERT_KEY, [(*key, None) for key in batch.keys])
+            _write_workers(db, batch)
             db.execute("UPDATE store SET next_id = ?, totals = ?", (batch.next_id, totals))
 
         with self._mutex:
@@ -277,13 +275,12 @@ class SqliteStore:
         def statements(db: sqlite3.Connection) -> None:
             gone.clear()
             for state in sorted(FINAL.intersection(states)):
-                rows = db.execute(schema.OLDEST, (state, finished_before, limit - gone.total())).fetchall()
-                ids = [(id,) for id, _ in rows]
-                for table in ("task", "payload", "result"):
-                    db.executemany(f"DELETE FROM {table} WHERE id = ?", ids)
-                ends = [(now + KEEP_CALLS, key, id) for id, key in rows if key is not None]
-                db.executemany("UPDATE key SET expires = ? WHERE key = ? AND id = ?", ends)
-                gone[state] += len(rows)
+                ids = _single(db, schema.OLDEST, (state, finished_before, limit - gone.total()))
+                db.execute(schema.EXPIRE_KEYS, (now + KEEP_CALLS, ids, ids))
+                for delete in schema.DELETES:
+                    deleted = db.execute(delete, (ids,)).rowcount
+                    if delete is schema.DELETES[0]:
+                        gone[state] += deleted
 
         with self._mutex:
             self._commit(statements)
@@ -303,13 +300,22 @@ class SqliteStore:
         """See `Store.live`."""
         last = -1
         while rows := self._read(schema.LIVE, (last, _PIECE)):
-            yield from map(schema.task_row, rows)
+            runs: dict[int, tuple[Any, ...]] = {}
+            if any(row[-1] is not None for row in rows):
+                runs = {row[0]: row for row in self._read(schema.LIVE_RUNS, (rows[0][0], rows[-1][0]))}
+            for row in rows:
+                yield schema.task_row(row if row[-1] is None else runs[row[0]])
             last = rows[-1][0]
 
     def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
         """See `Store.payloads`."""
-        rows = self._read(schema.PAYLOADS, (json.dumps(list(ids)),))
-        return {id: payload for id, payload in rows if payload is not None}
+        asked = json.dumps(list(ids))
+        found = dict(self._read(schema.LARGE_PAYLOADS, (asked,)))
+        ((small,),) = self._read(schema.PAYLOADS, (asked,))
+        for item in small.split(",") if small else ():
+            id, _, payload = item.partition(" ")
+            found[int(id)] = bytes.fromhex(payload)
+        return found
 
     def get(self, ids: Sequence[int]) -> dict[int, TaskRow]:
         """See `Store.get`."""
@@ -327,7 +333,7 @@ class SqliteStore:
                 conditions.append(f"t.{column} = ?")
                 parameters.append(value)
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        sql = f"SELECT {schema.WHOLE} FROM task t {where} ORDER BY t.id DESC LIMIT ?"
+        sql = f"{schema.SELECT} {where} ORDER BY t.id DESC LIMIT ?"
         return [schema.task_row(row) for row in self._read(sql, (*parameters, limit))]
 
     def last_seq(self, client: int) -> int:
@@ -367,11 +373,12 @@ class SqliteStore:
             raise StoreFailed(f"cannot {verb} {self._path}: {error}") from error
 
 
-def _write_others(db: sqlite3.Connection, batch: Batch) -> None:
-    if batch.calls:
-        db.executemany("INSERT OR REPLACE INTO call VALUES (?, ?, ?, ?, ?, ?)", batch.calls)
-    if batch.keys:
-        db.executemany("INSERT OR REPLACE INTO key VALUES (?, ?, ?, NULL)", batch.keys)
+def _insert(db: sqlite3.Connection, insert: schema.Insert, rows: Sequence[Sequence[Any]]) -> None:
+    for sql, parameters in insert.statements(rows):
+        db.execute(sql, parameters)
+
+
+def _write_workers(db: sqlite3.Connection, batch: Batch) -> None:
     if batch.types:
         db.executemany("INSERT OR REPLACE INTO type VALUES (?, ?)", batch.types)
     if batch.joined:
@@ -380,8 +387,8 @@ def _write_others(db: sqlite3.Connection, batch: Batch) -> None:
         db.executemany("DELETE FROM worker WHERE incarnation = ?", [(incarnation,) for incarnation in batch.left])
 
 
-def _single(db: sqlite3.Connection, sql: str) -> Any:
-    return db.execute(sql).fetchone()[0]
+def _single(db: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> Any:
+    return db.execute(sql, parameters).fetchone()[0]
 
 
 def _is_full(error: sqlite3.Error) -> bool:
