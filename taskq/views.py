@@ -89,16 +89,30 @@ def to_text(lines: Iterable[Line]) -> str:
 
 
 def warnings(snapshot: Snapshot) -> list[str]:
-    """The snapshot's warnings in words, for people."""
-    return [describe_warning(warning) for warning in snapshot.get("warnings") or ()]
+    """What is not well, in words for people: the snapshot's warnings, and pools that give no sign of life."""
+    return [describe_warning(warning) for warning in snapshot.get("warnings") or ()] + _silent_pools(snapshot)
+
+
+def _silent_pools(snapshot: Snapshot) -> list[str]:
+    """One text for each pool that has missed its heartbeats or is suspended (``mgr-4188/1`` is of ``mgr-4188``)."""
+    ailing: dict[tuple[str, str], list[float]] = {}
+    for worker in snapshot.get("workers") or ():
+        if worker.get("state") in ("silent", "stopped"):
+            pool = str(worker.get("id")).rpartition("/")[0] or str(worker.get("id"))
+            ailing.setdefault((pool, worker["state"]), []).append(worker.get("last_heartbeat_s") or 0.0)
+    return [
+        plain(f"{pool}: {count(len(beats))} worker{'s' * (len(beats) > 1)} {_AILMENTS[state]}")
+        + (f", no heartbeat for {duration(max(beats))}" if state == "silent" else "")
+        for (pool, state), beats in ailing.items()
+    ]
+
+
+_AILMENTS = {"silent": "silent", "stopped": "suspended (stopped by a signal)"}
 
 
 def unhealthy(snapshot: Snapshot) -> list[str]:
-    """Why the system needs a person, empty when it does not: every warning, and that there is no worker at all."""
-    reasons = warnings(snapshot)
-    if not snapshot.get("workers") and not any(w.get("code") == "no_workers" for w in snapshot.get("warnings") or ()):
-        reasons.insert(0, "no workers")
-    return reasons
+    """Why the system needs a person, empty when it does not: that there is no worker at all, and every warning."""
+    return ([] if snapshot.get("workers") else ["no workers"]) + warnings(snapshot)
 
 
 def in_short(snapshot: Snapshot) -> str:
@@ -151,7 +165,7 @@ def _totals(snapshot: Snapshot) -> list[tuple[int, str]]:
     speed = [_sum((queue.get("rate") or {}).get(name) for queue in queues) for name in _RATES]
     oldest = [queue["oldest_pending_s"] for queue in queues if queue.get("oldest_pending_s") is not None]
     busy, threads = _sum(w.get("busy") for w in workers), _sum(w.get("threads") for w in workers)
-    failed = (snapshot.get("totals") or {}).get("failed")
+    failed = {**(snapshot.get("totals") or {}), **(snapshot.get("kept") or {})}.get("failed")
     flowing = zip(("in", "done", "failed"), speed, strict=True)
     return [
         (0, "  ".join(f"{word} {rate(number, digits=0)}/s" for word, number in flowing)),

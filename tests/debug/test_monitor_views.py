@@ -268,8 +268,26 @@ def test_health_is_every_warning_and_the_lack_of_workers() -> None:
     assert views.unhealthy(SNAPSHOT) == ['no worker serves "resize_image" (14 pending)']
     assert views.unhealthy(healthy | {"workers": []}) == ["no workers"]
     assert views.unhealthy({}) == ["no workers"]
-    told = {"workers": [], "warnings": [{"code": "no_workers", "message": "no workers (3 pending)"}]}
-    assert views.unhealthy(told) == ["no workers (3 pending)"]
+
+
+def test_pools_without_a_sign_of_life_are_warnings() -> None:
+    workers = [
+        {"id": "mgr-1/0", "state": "running", "last_heartbeat_s": 0.5},
+        {"id": "node2-97/0", "state": "silent", "last_heartbeat_s": 24.0},
+        {"id": "node2-97/1", "state": "silent", "last_heartbeat_s": 25.4},
+        {"id": "node3-5/0", "state": "stopped", "last_heartbeat_s": 0.5},
+    ]
+    snapshot = SNAPSHOT | {"workers": workers, "warnings": []}
+    assert views.warnings(snapshot) == [
+        "node2-97: 2 workers silent, no heartbeat for 25s",
+        "node3-5: 1 worker suspended (stopped by a signal)",
+    ]
+    assert views.unhealthy(snapshot) == views.warnings(snapshot)
+    assert shown(snapshot).splitlines()[-1] == "! node3-5: 1 worker suspended (stopped by a signal)"
+
+
+def test_the_heading_counts_the_failed_tasks_that_are_kept() -> None:
+    assert " failed 5\n" in shown(SNAPSHOT | {"kept": {"completed": 9, "failed": 5}}, 101)
 
 
 def test_a_warning_of_a_newer_manager_is_shown_with_its_fields() -> None:
