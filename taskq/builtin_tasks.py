@@ -9,6 +9,7 @@ import math
 import time
 import zlib
 
+from taskq.clock import SystemClock
 from taskq.errors import BadArguments, TaskTimeout
 from taskq.registry import task
 
@@ -20,9 +21,11 @@ METHODS = {"GET": 200, "HEAD": 200, "POST": 201, "PUT": 200, "PATCH": 200, "DELE
 _SLICE = 0.05
 """Seconds: a timeout reaches Python code only, so that a long sleep is made of short ones."""
 
+_clock = SystemClock()
+
 
 def _sleep_until(end: float) -> None:
-    while (left := end - time.monotonic()) > 0:
+    while (left := end - _clock.monotonic()) > 0:
         time.sleep(min(left, _SLICE))
 
 
@@ -61,7 +64,7 @@ def _fibonacci(n: int) -> int:
 @task(name="sleep")
 def sleep(duration: float, timeout: float | None = None) -> float:
     """Sleep for ``duration`` seconds and return it; over ``timeout`` seconds it fails with a timeout."""
-    start = time.monotonic()
+    start = _clock.monotonic()
     if timeout is not None and duration > timeout:
         _sleep_until(start + timeout)
         raise TaskTimeout(f"a sleep of {duration:g} s is over its timeout of {timeout:g} s")
@@ -81,7 +84,7 @@ def _check_sleep(duration: float, timeout: float | None = None) -> None:
 def http_request(url: str, method: str = "GET") -> dict[str, str | int | float]:
     """A pretended request, no network: status by method, latency (5 to 50 ms, really waited for) by address."""
     latency = 0.005 + zlib.crc32(f"{method.upper()} {url}".encode()) % 1000 * 0.000045
-    _sleep_until(time.monotonic() + latency)
+    _sleep_until(_clock.monotonic() + latency)
     return {"url": url, "method": method.upper(), "status": METHODS[method.upper()], "latency_s": round(latency, 6)}
 
 

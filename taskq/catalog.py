@@ -1,0 +1,121 @@
+"""Which types of task may be submitted, with which arguments: what workers announced, and what is registered here.
+
+Asked of the manager once a connection, and again when a type is missed: a worker may have joined since.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import taskq.builtin_tasks  # noqa: F401  (registers the types that every worker offers)
+from taskq.clock import SystemClock
+from taskq.errors import BadArguments, UnknownTaskType
+from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
+from taskq.registry import TaskType, lookup
+from taskq.service import TypeInfo, Types
+from taskq.signature import Signature
+
+ASK_AGAIN = 1.0
+"""Seconds: a missed type is not asked for more often than this."""
+
+
+class Offer(NamedTuple):
+    """A type that may be submitted: the check of its arguments (raises `BadArguments`), and its defaults."""
+
+    name: str
+    check: Callable[[Sequence[Any], Mapping[str, Any]], None]
+    queue: str = "default"
+    max_retries: int = DEFAULT_MAX_RETRIES
+    backoff: float = DEFAULT_BACKOFF
+    timeout: float | None = None
+
+
+class Catalog:
+    """The types known to one client. ``ask`` asks the manager; ``warn`` is told what the submitter should know.
+
+    With ``allow_unknown`` no type is refused.
+    """
+
+    def __init__(self, ask: Callable[[], Types], warn: Callable[[str], None], allow_unknown: bool) -> None:
+        self._ask = ask
+        self._warn = warn
+        self._allow_unknown = allow_unknown
+        self._clock = SystemClock()
+        self._lock = threading.Lock()
+        self._types: dict[str, list[TypeInfo]] = {}
+        self._ever_joined = False
+        self._asked_at = float("-inf")
+        self._warned: set[str] = set()
+
+    def forget(self) -> None:
+        """A new connection: what was known of the manager's types may be wrong."""
+        self._asked_at = float("-inf")
+        self._types = {}
+
+    def offer(self, target: TaskType[..., Any] | str) -> Offer:
+        """What may be submitted under this name, or as this type. Raises `UnknownTaskType`."""
+        local = lookup(target) if isinstance(target, str) else target
+        announced = self._announced(target if isinstance(target, str) else target.name)
+        if local is not None:
+            return Offer(local.name, local.bind, local.queue, local.max_retries, local.backoff, local.timeout)
+        if announced:
+            found = announced[0]
+            signatures = [Signature(info["name"], info["parameters"]) for info in announced]
+            return Offer(
+                found["name"],
+                lambda args, kwargs: _check_any(signatures, args, kwargs),
+                found["queue"],
+                found["max_retries"],
+                found["backoff"],
+                found["timeout"],
+            )
+        return Offer(str(target), lambda args, kwargs: None)
+
+    def _announced(self, name: str) -> list[TypeInfo]:
+        with self._lock:
+            found = self._types.get(name, [])
+            if not any(info["workers"] for info in found) and self._clock.monotonic() >= self._asked_at + ASK_AGAIN:
+                self._refresh()
+                found = self._types.get(name, [])
+            if any(info["workers"] for info in found):
+                return found
+            if not found and self._ever_joined and not self._allow_unknown:
+                raise self._unknown(name)
+            if name not in self._warned:
+                self._warned.add(name)
+                who = f'no worker offers "{name}" at the moment' if self._ever_joined else "no worker has joined yet"
+                self._warn(f"{who}: the task waits until one does")
+            return found
+
+    def _refresh(self) -> None:
+        reply = self._ask()
+        self._types = {}
+        for info in reply["types"]:
+            self._types.setdefault(info["name"], []).append(info)
+        self._ever_joined = reply["ever_joined"]
+        self._asked_at = self._clock.monotonic()
+
+    def _unknown(self, name: str) -> UnknownTaskType:
+        import difflib  # needed for this error only, and slow to import
+
+        near = difflib.get_close_matches(name, self._types, 1)
+        asked = f'; did you mean "{near[0]}"?' if near else ""
+        return UnknownTaskType(
+            f'no worker offers "{name}"{asked}',
+            hint='start one with "taskq-worker --tasks MODULE"; Client(allow_unknown=True) queues it anyway',
+            details={"type": name, "near": near},
+        )
+
+
+def _check_any(signatures: Sequence[Signature], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise `BadArguments` unless one of the signatures fits: workers may have different versions of the code."""
+    refused: BadArguments | None = None
+    for signature in signatures:
+        try:
+            return signature.check(args, kwargs)
+        except BadArguments as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused

@@ -1,0 +1,320 @@
+"""The client: submit tasks and get their results, from any Python program.
+
+One `Client` holds a connection for its calls and, once somebody waits for a result, a second one for the results feed.
+It may be used from several threads. A connection that is lost is opened anew; a submit that may have been lost with it
+is repeated under its old number, so that nothing is submitted twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, cast, overload
+
+from taskq.catalog import Catalog, Offer
+from taskq.config import Join, find_join, state_dir
+from taskq.errors import BadArguments, PayloadTooLarge, TaskqError
+from taskq.feed import Feed
+from taskq.link import Link, Remote
+from taskq.queue.task import NewTask
+from taskq.registry import Options, Prepared, TaskType, current_task
+from taskq.results import Results, TaskHandle
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Hello
+from taskq.wire.client import RemoteQueue
+from taskq.wire.codec import encode_arguments
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ITEM_BYTES = 64
+"""About what a task adds to a message beside its payload."""
+
+_log = logging.getLogger("taskq.client")
+_PLAIN = Options()
+
+
+class Client:
+    """A connection to a manager, found as the commands find it.
+
+    ``join``: a join file (a path, or what is in it); ``host``, ``port``: instead of the addresses in there;
+    ``state_dir``, ``name``: the folder or the name of a local instance. ``connect_timeout``: seconds to go on trying
+    after a connection was lost. ``allow_unknown``: submit types too that no worker offers.
+
+    Connects when it is first used. Raises `ConfigError` and `AuthenticationFailed` at once when the files are no good.
+    """
+
+    def __init__(
+        self,
+        join: str | Path | Join | None = None,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        state_dir: str | Path | None = None,
+        name: str | None = None,
+        connect_timeout: float = 5.0,
+        allow_unknown: bool = False,
+    ) -> None:
+        found = join if isinstance(join, Join) else _find(join, host, port, state_dir, name)
+        self._setup(
+            lambda: RemoteQueue(found, connect_timeout=connect_timeout, reconnect=False), connect_timeout, allow_unknown
+        )
+
+    @classmethod
+    def over(
+        cls,
+        connect: Callable[[], Remote],
+        *,
+        patience: float = 5.0,
+        allow_unknown: bool = False,
+        warn: Callable[[str], None] = _log.warning,
+    ) -> Client:
+        """A client of whatever ``connect`` gives, such as a queue in this same process. ``patience``: seconds.
+
+        ``warn`` is told of tasks that nobody can run at the moment.
+        """
+        client = cls.__new__(cls)
+        client._setup(connect, patience, allow_unknown, warn)
+        return client
+
+    def _setup(
+        self,
+        connect: Callable[[], Remote],
+        patience: float,
+        allow_unknown: bool,
+        warn: Callable[[str], None] = _log.warning,
+    ) -> None:
+        self.id = int.from_bytes(os.urandom(8), "big") >> 1
+        """Random, 63 bits: whose submit calls these are."""
+        self._connect = connect
+        self._patience = patience
+        self._seq = 0
+        self._submitting = threading.Lock()
+        self._link = Link(connect, self._met_anew, self.id)
+        self.catalog = Catalog(self._ask_types, warn, allow_unknown)
+        self._feed = Feed(self.id, self._open_link())
+        self._results = Results(self._feed, self._link, self._open_link, patience)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Tasks go on; waiting for a result of this client raises from now on."""
+        self._link.close()
+        self._results.close()
+        self._feed.close()
+
+    # -- submitting
+
+    @overload
+    def submit(
+        self, target: TaskType[P, R] | Prepared[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[R]: ...
+
+    @overload
+    def submit(self, target: str, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]: ...
+
+    def submit(
+        self, target: TaskType[..., Any] | Prepared[..., Any] | str, /, *args: Any, **kwargs: Any
+    ) -> TaskHandle[Any]:
+        """Submit one task: a `TaskType`, one with ``.options(…)``, or the name of one. It is on disk when this returns.
+
+        Raises `BadArguments`, `NotEncodable`, `UnknownTaskType`, `PayloadTooLarge`, `QueueFull`, `StorageFull`,
+        `KeyConflict`, and the errors of the way to the manager.
+        """
+        offer, options = self.resolve(target)
+        item = self.prepare(offer, options, args, kwargs, _correlation_id())
+        (handle,) = self.send([item])
+        return handle
+
+    @overload
+    def map(self, target: TaskType[..., R] | Prepared[..., R], /, *iterables: Iterable[Any]) -> list[TaskHandle[R]]: ...
+
+    @overload
+    def map(self, target: str, /, *iterables: Iterable[Any]) -> list[TaskHandle[Any]]: ...
+
+    def map(
+        self, target: TaskType[..., Any] | Prepared[..., Any] | str, /, *iterables: Iterable[Any]
+    ) -> list[TaskHandle[Any]]:
+        """Submit a task for each item of the iterables (for each tuple of items, like `map`); their handles, in order.
+
+        Sent in batches. Raises as `submit` does; then ``details["ids"]`` of the error are those accepted before.
+        """
+        offer, options = self.resolve(target)
+        if options.key is not None:
+            raise BadArguments("a key stands for one task: map cannot give the same one to many")
+        correlation_id = _correlation_id()
+        handles: list[TaskHandle[Any]] = []
+        try:
+            items = (self.prepare(offer, options, args, {}, correlation_id) for args in zip(*iterables))  # noqa: B905
+            for batch in batches(items):
+                handles += self.send(batch)
+        except TaskqError as error:
+            error.details["ids"] = [handle.id for handle in handles]
+            raise
+        return handles
+
+    def resolve(self, target: TaskType[..., Any] | Prepared[..., Any] | str) -> tuple[Offer, Options]:
+        """The type that ``target`` stands for, and this submit's options. Raises `UnknownTaskType`, `BadArguments`."""
+        if isinstance(target, Prepared):
+            return self.catalog.offer(target.target), target.options_given
+        if not isinstance(target, (TaskType, str)):
+            raise BadArguments(f"{target!r} is no task", hint="put @task above the function")
+        return self.catalog.offer(target), _PLAIN
+
+    def prepare(
+        self, offer: Offer, options: Options, args: Sequence[Any], kwargs: dict[str, Any], correlation_id: str
+    ) -> NewTask:
+        """A task ready to be sent. Raises `BadArguments`, `NotEncodable`, `PayloadTooLarge`."""
+        offer.check(args, kwargs)
+        payload = encode_arguments(args, kwargs)
+        limit = self.hello()["max_payload"]
+        if len(payload) > limit:
+            raise PayloadTooLarge(
+                f"the arguments of {offer.name} take {len(payload):,} bytes, the manager accepts {limit:,}",
+                hint="put large data where workers can read it and send its name; or raise --max-payload",
+            )
+        return make_item(offer, options, payload, correlation_id)
+
+    def send(self, items: Sequence[NewTask]) -> list[TaskHandle[Any]]:
+        """Submit prepared tasks in one call, all or none; at most `MAX_BATCH`. Raises as `submit` does."""
+        with self._feed.submitting() as ticket:
+            with self._submitting:  # so that the numbers of the calls reach the manager in order
+                self._seq += 1
+                seq = self._seq
+                reply = self._link.call(lambda queue: queue.submit(self.id, seq, items), self._patience)
+                store = self.hello()["store_id"]
+            handles: list[TaskHandle[Any]] = [TaskHandle(self._results, id, store, own=True) for id in reply.ids]
+            for position in reply.existing:  # perhaps another client's: then our feed has no news of it
+                handles[position] = self.handle(reply.ids[position])
+                handles[position].store = store
+            own = [handle for handle in handles if handle.own]
+            doubtful = self._feed.register(ticket, own)
+        if doubtful:
+            self._feed.settle(self._results.ask(own))
+        return handles
+
+    def resume(self, client: int, seq: int, ids: Sequence[int]) -> list[TaskHandle[Any]]:
+        """Go on as the client that made ``seq`` submit calls under the number ``client``; handles of its tasks.
+
+        Before anything else was submitted: a call that it may have made goes out again under the same number.
+        """
+        self.id, self._seq = client, seq
+        self._feed.client = client
+        store = self.hello()["store_id"]
+        handles: list[TaskHandle[Any]] = [TaskHandle(self._results, id, store, own=True) for id in ids]
+        with self._feed.submitting() as ticket:
+            self._feed.register(ticket, handles)
+        return handles
+
+    # -- tasks by id
+
+    def handle(self, id: int) -> TaskHandle[Any]:
+        """A handle of any task, for instance of one that another program submitted."""
+        known = self._feed.known(id)
+        if isinstance(known, TaskHandle):
+            return known
+        return TaskHandle(self._results, id, self._feed.store, own=False)
+
+    def result(self, id: int, timeout: float | None = None) -> Any:
+        """The result of a task; waits and raises as `TaskHandle.result`."""
+        return self.handle(id).result(timeout)
+
+    def state(self, id: int) -> str:
+        """The state of a task. Raises `TaskNotFound`."""
+        return self.handle(id).state()
+
+    def cancel(self, id: int) -> bool:
+        """Cancel a task; True when it will not run, see `TaskHandle.cancel`. Raises `TaskNotFound`."""
+        return self.handle(id).cancel()
+
+    def as_completed(self, handles: Iterable[TaskHandle[R]], timeout: float | None = None) -> Iterator[TaskHandle[R]]:
+        """Yield handles as their tasks finish, whatever the outcome; those that have finished come first.
+
+        Raises `TimeoutError` when not all have finished ``timeout`` seconds after the first one was asked for.
+        """
+        return cast("Iterator[TaskHandle[R]]", self._results.as_completed(handles, timeout))
+
+    def hello(self) -> Hello:
+        """What the manager says of itself; asked once a connection."""
+        if self._link.hello is None:
+            self._link.call(lambda queue: queue.hello(), self._patience)
+        assert self._link.hello is not None
+        return self._link.hello
+
+    # -- inside
+
+    def _open_link(self) -> Link:
+        return Link(self._connect, self._met, self.id)
+
+    def _met(self, hello: Hello) -> None:
+        self._feed.meet(hello["store_id"])
+
+    def _met_anew(self, hello: Hello) -> None:
+        self.catalog.forget()
+        self._met(hello)
+
+    def _ask_types(self) -> Any:
+        return self._link.call(lambda queue: queue.types(), self._patience)
+
+
+def make_item(offer: Offer, options: Options, payload: bytes, correlation_id: str) -> NewTask:
+    """A task as it travels: the type's defaults where the options say nothing."""
+    return NewTask(
+        offer.name,
+        payload,
+        offer.queue if options.queue is None else options.queue,
+        options.priority,
+        offer.max_retries if options.max_retries is None else options.max_retries,
+        offer.backoff if options.backoff is None else options.backoff,
+        options.delay,
+        offer.timeout if options.timeout is None else options.timeout,
+        options.key,
+        correlation_id,
+    )
+
+
+def batches(items: Iterable[NewTask]) -> Iterator[list[NewTask]]:
+    """Cut items into batches of what one call may hold; one larger item travels alone."""
+    batch: list[NewTask] = []
+    size = 0
+    for item in items:
+        length = len(item.payload) + ITEM_BYTES
+        if batch and (len(batch) >= MAX_BATCH or size + length > MAX_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += length
+    if batch:
+        yield batch
+
+
+def _correlation_id() -> str:
+    """That of the task that submits, else a new one."""
+    return current_task().correlation_id or os.urandom(6).hex()
+
+
+def _find(
+    join: str | Path | None, host: str | None, port: int | None, folder: str | Path | None, name: str | None
+) -> Join:
+    """Addresses and key: what was given, else ``TASKQ_JOIN``, ``TASKQ_HOST`` and so on, else from the state folder."""
+    environ = os.environ
+    variable = environ.get("TASKQ_PORT")
+    if variable and not variable.isdigit():
+        raise BadArguments(f'TASKQ_PORT is "{variable}", not a port')
+    folder = folder or environ.get("TASKQ_STATE_DIR")
+    return find_join(
+        join=str(join) if join is not None else environ.get("TASKQ_JOIN"),
+        host=host or environ.get("TASKQ_HOST"),
+        port=port or (int(variable) if variable else None),
+        key_file=environ.get("TASKQ_KEY_FILE"),
+        state=state_dir(name or environ.get("TASKQ_NAME") or "default", str(folder) if folder else None),
+    )

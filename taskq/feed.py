@@ -1,0 +1,262 @@
+"""News of a client's own tasks: one background thread with a connection of its own, started when first needed.
+
+Theory of operation. The manager keeps a bounded feed of outcomes for each client that asks for one. The thread takes
+them by long poll and settles the slots (handles) that wait for them. Three things must not get lost:
+
+* A task may finish before the reply to its own submit has been read. Such news, of an id higher than all that were
+  known when the oldest submit under way began (its *floor*), is kept unclaimed until that submit registers its slots.
+* The feed knows nothing of what finished before it existed, and drops news when the client is slow: then its reply says
+  ``lagged``, and the thread asks by id for all slots that are open. A submit under way at that moment is told to ask
+  for its own (`Feed.register` gives True).
+* After a lost connection the next manager's feed is a new one, hence lagged: a restart needs no further care.
+
+Slots are held weakly: who drops a handle is not told.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
+
+from taskq.clock import SystemClock
+from taskq.errors import StoreChanged, TaskqError
+from taskq.link import PASSING, Link, closed, pause
+from taskq.queue.task import FINAL
+from taskq.service import MAX_BATCH, MAX_WAIT, Outcome
+
+SETTLED = frozenset(state.label for state in FINAL) | {"unknown"}
+"""States of an outcome after which there is no further news."""
+
+
+class Slot:
+    """A place for the outcome of one task. ``store``: the store that gave the id.
+
+    ``own``: the task is this client's, so that the feed tells of it.
+    """
+
+    __slots__ = ("__weakref__", "id", "outcome", "own", "store")
+
+    def __init__(self, id: int, store: int, own: bool) -> None:
+        self.id = id
+        self.store = store
+        self.own = own
+        self.outcome: Outcome | None = None
+
+
+class Ticket:
+    """A submit call under way. ``floor``: the highest id that was known when it began."""
+
+    __slots__ = ("floor", "lags")
+
+    def __init__(self, floor: int, lags: int) -> None:
+        self.floor = floor
+        self.lags = lags
+
+
+class Watch:
+    """Slots whose settling somebody wants to hear of, in the order in which it happens."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.open = {slot.id: slot for slot in slots}
+        self.ready: deque[Slot] = deque()
+
+
+class Feed:
+    """The results feed of one client (``client``: its number)."""
+
+    def __init__(self, client: int, link: Link) -> None:
+        self.client = client
+        self._link = link
+        self._clock = SystemClock()
+        self._changed = threading.Condition()
+        self._open: WeakValueDictionary[int, Slot] = WeakValueDictionary()
+        self._unclaimed: dict[int, Outcome] = {}
+        self._tickets: set[Ticket] = set()
+        self._top = 0
+        self._lags = 0
+        self._watches: list[Watch] = []
+        self._thread: threading.Thread | None = None
+        self._error: TaskqError | None = None
+        self._closed = threading.Event()
+        self.store = 0
+
+    # -- submitting
+
+    @contextmanager
+    def submitting(self) -> Iterator[Ticket]:
+        """Around a submit call, and the registering of what it gave."""
+        with self._changed:
+            ticket = Ticket(self._top, self._lags)
+            self._tickets.add(ticket)
+        try:
+            yield ticket
+        finally:
+            with self._changed:
+                self._tickets.discard(ticket)
+                if self._unclaimed:
+                    floor = min((other.floor for other in self._tickets), default=self._top)
+                    self._unclaimed = {id: news for id, news in self._unclaimed.items() if id > floor}
+
+    def register(self, ticket: Ticket, slots: Sequence[Slot]) -> bool:
+        """Take in the slots of one submit; True: news of them may be lost, ask for them by id."""
+        with self._changed:
+            if slots and slots[0].store != self.store:
+                return False  # the manager got another store meanwhile; `check` tells whoever waits
+            for slot in slots:
+                self._open[slot.id] = slot
+            self._top = max(self._top, max((slot.id for slot in slots), default=0))
+            if self._unclaimed:
+                news = [self._unclaimed.pop(slot.id) for slot in slots if slot.id in self._unclaimed]
+                self._settle(news)
+            return ticket.lags != self._lags
+
+    def known(self, id: int) -> Slot | None:
+        """The open slot of this task, if it is this client's own and somebody still holds it."""
+        return self._open.get(id)
+
+    # -- hearing
+
+    def wait(self, slot: Slot, timeout: float | None) -> Outcome | None:
+        """The outcome of an own task; None when ``timeout`` seconds have passed."""
+        self._start()
+        end = None if timeout is None else self._clock.monotonic() + timeout
+        with self._changed:
+            while slot.outcome is None:
+                self.check(slot)
+                left = None if end is None else end - self._clock.monotonic()
+                if left is not None and left <= 0:
+                    return None
+                self._changed.wait(left)
+            return slot.outcome
+
+    def watch(self, slots: Sequence[Slot]) -> Watch:
+        """Begin to collect these own slots as they settle; give it to `unwatch` in the end."""
+        self._start()
+        watch = Watch(slots)
+        with self._changed:
+            for slot in slots:
+                if slot.outcome is not None:
+                    watch.ready.append(watch.open.pop(slot.id))
+            self._watches.append(watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        """End a watch."""
+        with self._changed:
+            self._watches.remove(watch)
+
+    def next(self, watch: Watch, timeout: float | None) -> list[Slot]:
+        """The slots that have settled since the last time, at least one; empty when ``timeout`` seconds have passed."""
+        end = None if timeout is None else self._clock.monotonic() + timeout
+        with self._changed:
+            while not watch.ready:
+                for slot in watch.open.values():
+                    self.check(slot)
+                    break  # all of them are of one client: what is wrong with one is wrong with all
+                left = None if end is None else end - self._clock.monotonic()
+                if left is not None and left <= 0:
+                    return []
+                self._changed.wait(left)
+            ready = list(watch.ready)
+            watch.ready.clear()
+            return ready
+
+    def check(self, slot: Slot) -> None:
+        """Raise what makes waiting for this slot useless."""
+        if slot.store != self.store:
+            raise StoreChanged(f"the manager has another store now: it does not know task {slot.id}")
+        if self._error is not None:
+            raise self._error
+        if self._closed.is_set():
+            raise closed()
+
+    def settle(self, news: Sequence[Outcome]) -> None:
+        """Take in outcomes, from wherever they come; those that are not final are ignored."""
+        with self._changed:
+            self._settle(news)
+
+    def meet(self, store: int) -> None:
+        """A connection was made to a manager with this store."""
+        with self._changed:
+            if store != self.store:
+                self.store = store
+                self._top = 0
+                self._open.clear()
+                self._unclaimed.clear()
+                for ticket in self._tickets:
+                    ticket.floor = 0
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread and everybody who waits."""
+        self._closed.set()
+        self._link.close()
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # -- the thread
+
+    def _start(self) -> None:
+        with self._changed:
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._run, name="taskq-results", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        cursor, attempt = 0, 0
+        timeout = 0.0  # the first poll of a manager begins its feed; what was before is asked for by id
+        while not self._closed.is_set():
+            try:
+                cursor = self._take(cursor, timeout)
+                attempt, timeout = 0, MAX_WAIT
+            except PASSING:
+                attempt, timeout = attempt + 1, 0.0
+                self._closed.wait(pause(attempt, self.client))
+            except TaskqError as error:
+                self._fail(error)
+            except Exception as error:  # the loop's body: nobody may wait for a thread that has died
+                self._fail(TaskqError(f"the results feed ended: {type(error).__name__}: {error}"))
+
+    def _take(self, cursor: int, timeout: float) -> int:
+        """One poll; gives the next cursor."""
+        reply = self._link.call(lambda queue: queue.finished(self.client, cursor, timeout), 0.0)
+        if reply.lagged or timeout == 0:
+            with self._changed:
+                self._lags += 1
+                ids = sorted(self._open.keys())
+            for start in range(0, len(ids), MAX_BATCH):
+                self.settle(self._ask(ids[start : start + MAX_BATCH]))
+        self.settle(reply.outcomes)
+        return reply.cursor
+
+    def _ask(self, ids: Sequence[int]) -> Sequence[Outcome]:
+        return self._link.call(lambda queue: queue.wait(ids, 0.0), 0.0)
+
+    def _fail(self, error: TaskqError) -> None:
+        with self._changed:
+            if not self._closed.is_set():
+                self._error = error
+            self._closed.set()
+            self._changed.notify_all()
+
+    def _settle(self, news: Sequence[Outcome]) -> None:
+        floor = min((ticket.floor for ticket in self._tickets), default=None)
+        for outcome in news:
+            if outcome.state not in SETTLED:
+                continue
+            slot = self._open.pop(outcome.id, None)
+            if slot is None:
+                if floor is not None and outcome.id > floor:
+                    self._unclaimed[outcome.id] = outcome
+                continue
+            slot.outcome = outcome
+            for watch in self._watches:
+                if watch.open.pop(outcome.id, None) is not None:
+                    watch.ready.append(slot)
+        if news:
+            self._changed.notify_all()

@@ -1,0 +1,280 @@
+"""Handles: the outcome of a task as its submitter sees it, in the manner of `concurrent.futures`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Generic, TypeVar, cast
+
+from taskq.clock import SystemClock
+from taskq.errors import ResultExpired, TaskCancelled, TaskFailed, TaskNotFound
+from taskq.feed import SETTLED, Feed, Slot
+from taskq.link import PASSING, Link, closed
+from taskq.service import MAX_BATCH, MAX_WAIT, Outcome
+from taskq.wire.codec import decode
+
+R = TypeVar("R")
+
+FOREVER = float("inf")
+
+
+class RemoteTraceback(Exception):
+    """The traceback of a failed task, as text from its worker: the cause of a `TaskFailed`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text.rstrip()}\n"""'
+
+
+class TaskHandle(Slot, Generic[R]):
+    """A submitted task. Forgetting a handle changes nothing for the task."""
+
+    __slots__ = ("_results",)
+
+    def __init__(self, results: Results, id: int, store: int, own: bool) -> None:
+        super().__init__(id, store, own)
+        self._results = results
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self.id}{' ' + self.outcome.state if self.outcome else ''}>"
+
+    def state(self) -> str:
+        """The task's state now: ``pending``, ``scheduled``, ``running``, ``completed``, ``failed``, ``cancelled``.
+
+        Raises `TaskNotFound`, and as all methods here `StoreChanged` and the errors of the way to the manager.
+        """
+        return self._results.state(self)
+
+    def done(self) -> bool:
+        """Whether the task is completed, failed or cancelled. Raises `TaskNotFound`."""
+        return self.state() in SETTLED
+
+    def cancel(self) -> bool:
+        """Ask for the task not to run; True when it never will.
+
+        False: it is final already; or it is running, and is asked to stop and gets no further attempt. Raises
+        `TaskNotFound`.
+        """
+        return self._results.cancel(self)
+
+    def result(self, timeout: float | None = None) -> R:
+        """What the task's function returned; waits for it up to ``timeout`` seconds, None = without limit.
+
+        Raises `TaskFailed` (its cause shows the traceback of the worker), `TaskCancelled`, `TimeoutError`,
+        `TaskNotFound`, `ResultExpired`. Reading a result does not consume it.
+        """
+        outcome = self._results.outcome(self, timeout)
+        if outcome.state == "failed":
+            raise failure(outcome) from cause(outcome)
+        return cast(R, decode(self._results.value(self)))
+
+    def exception(self, timeout: float | None = None) -> TaskFailed | None:
+        """The error of a failed task, None for a completed one; waits and raises as `result` does."""
+        outcome = self._results.outcome(self, timeout)
+        if outcome.state != "failed":
+            return None
+        error = failure(outcome)
+        error.__cause__ = cause(outcome)
+        return error
+
+
+def failure(outcome: Outcome) -> TaskFailed:
+    """The error that a failed task's outcome stands for."""
+    kind, type_name, message, text = outcome.error or ("error", "", "unknown", "")
+    attempts = outcome.failures + outcome.deaths
+    said = f"task {outcome.id} failed"
+    if attempts:
+        said += f" after {attempts} attempt{'s' if attempts > 1 else ''}"
+    if outcome.worker:
+        said += f" on {outcome.worker}"
+    what = ": ".join(part for part in (type_name, message) if part) or kind
+    return TaskFailed(
+        f"{said}: {what}",
+        details={
+            "id": outcome.id,
+            "kind": kind,
+            "type": type_name,
+            "message": message,
+            "traceback": text,
+            "failures": outcome.failures,
+            "deaths": outcome.deaths,
+            "worker": outcome.worker,
+        },
+    )
+
+
+def cause(outcome: Outcome) -> RemoteTraceback | None:
+    """The worker's traceback as the cause of the error, if there is one."""
+    return RemoteTraceback(outcome.error[3]) if outcome.error and outcome.error[3] else None
+
+
+class Results:
+    """Where handles get their news: the feed for a client's own tasks, questions by id for all others.
+
+    ``link`` is the connection for short calls, repeated for ``patience`` seconds; ``open_link`` makes further ones, for
+    threads that wait by id.
+    """
+
+    def __init__(self, feed: Feed, link: Link, open_link: Callable[[], Link], patience: float) -> None:
+        self._feed = feed
+        self._link = link
+        self._open_link = open_link
+        self._patience = patience
+        self._clock = SystemClock()
+        self._lock = threading.Lock()
+        self._idle: list[Link] = []
+        self._used: set[Link] = set()
+        self._closed = False
+
+    # -- one task
+
+    def state(self, slot: Slot) -> str:
+        """The label of the task's state now. Raises `TaskNotFound`."""
+        if slot.outcome is None:
+            (outcome,) = self.ask([slot])
+            if outcome.state not in SETTLED:
+                return outcome.state
+            self._settle(slot, outcome)
+        return _found(slot).state
+
+    def cancel(self, slot: Slot) -> bool:
+        """Cancel the task; True when it will not run. Raises `TaskNotFound`."""
+        (state,) = self._link.call(lambda queue: queue.cancel([slot.id]), self._patience)
+        self._check(slot)
+        if state == "unknown":
+            raise TaskNotFound(f"there is no task {slot.id}")
+        return state == "cancelled"
+
+    def outcome(self, slot: Slot, timeout: float | None) -> Outcome:
+        """The outcome of a completed or failed task; waits for it. Raises what `TaskHandle.result` says."""
+        if slot.outcome is None:
+            settled = self._feed.wait(slot, timeout) if slot.own else self.wait_any([slot], timeout)
+            if not settled:
+                raise TimeoutError(f"task {slot.id} has not finished within {timeout:g} s")
+        outcome = _found(slot)
+        if outcome.state == "cancelled":
+            raise TaskCancelled(f"task {slot.id} was cancelled")
+        return outcome
+
+    def value(self, slot: Slot) -> bytes:
+        """The encoded result of a completed task, fetched if it was too large for the news. Raises `ResultExpired`."""
+        outcome = _found(slot)
+        if outcome.result is None:
+            with suppress(TaskNotFound):  # it was purged since: the same as a result that is gone
+                outcome = self._link.call(lambda queue: queue.result(slot.id), self._patience)
+            self._check(slot)
+            if outcome.result is None:
+                raise ResultExpired(f"the result of task {slot.id} is no longer kept")
+            slot.outcome = outcome
+        return outcome.result
+
+    # -- many
+
+    def ask(self, slots: Sequence[Slot]) -> list[Outcome]:
+        """What each of these tasks is now, final or not."""
+        outcomes: list[Outcome] = []
+        for part in _parts(slots):
+            outcomes += _wait(self._link, part, 0.0, self._patience)
+        for slot in slots:
+            self._check(slot)
+        return outcomes
+
+    def wait_any(self, slots: Sequence[Slot], timeout: float | None) -> list[Slot]:
+        """Wait by id until some of these have settled, and give them; empty when ``timeout`` seconds have passed."""
+        end = FOREVER if timeout is None else self._clock.monotonic() + timeout
+        parts = _parts(slots)
+        longest = MAX_WAIT if len(parts) == 1 else 0.2
+        with self._borrowed() as link:
+            while True:
+                settled: list[Slot] = []
+                for part in parts:
+                    left = max(0.0, end - self._clock.monotonic())
+                    try:
+                        outcomes = _wait(link, part, 0.0 if settled else min(left, longest), left)
+                    except PASSING:
+                        if self._closed:
+                            raise closed() from None
+                        continue  # the time is over, which the caller hears in its own words
+                    news = {outcome.id: outcome for outcome in outcomes if outcome.state in SETTLED}
+                    for slot in part:
+                        self._check(slot)
+                        if slot.id in news:
+                            self._settle(slot, news[slot.id])
+                            settled.append(slot)
+                if settled or self._clock.monotonic() >= end:
+                    return settled
+
+    def as_completed(self, slots: Iterable[Slot], timeout: float | None) -> Iterator[Slot]:
+        """Yield slots as they settle. Raises `TimeoutError` when ``timeout`` seconds have passed in all."""
+        end = FOREVER if timeout is None else self._clock.monotonic() + timeout
+        wanted = list(dict.fromkeys(slots))
+        waiting = [slot for slot in wanted if slot.outcome is None]
+        yield from [slot for slot in wanted if slot.outcome is not None]
+        watch = self._feed.watch(waiting) if waiting and all(slot.own for slot in waiting) else None
+        try:
+            open_slots = set(waiting)
+            while open_slots:
+                left = None if timeout is None else max(0.0, end - self._clock.monotonic())
+                ready = self._feed.next(watch, left) if watch else self.wait_any(list(open_slots), left)
+                if not ready:
+                    raise TimeoutError(f"{len(open_slots)} of {len(wanted)} tasks have not finished in {timeout:g} s")
+                open_slots.difference_update(ready)
+                yield from ready
+        finally:
+            if watch is not None:
+                self._feed.unwatch(watch)
+
+    def close(self) -> None:
+        """Close the connections that were opened to wait by id."""
+        with self._lock:
+            self._closed = True
+            links = [*self._idle, *self._used]
+            self._idle.clear()
+        for link in links:
+            link.close()
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Link]:
+        with self._lock:
+            if self._closed:
+                raise closed()
+            link = self._idle.pop() if self._idle else self._open_link()
+            self._used.add(link)
+        try:
+            yield link
+        finally:
+            with self._lock:
+                self._used.discard(link)
+                if not self._closed:
+                    self._idle.append(link)
+
+    def _check(self, slot: Slot) -> None:
+        if not slot.store:
+            slot.store = self._feed.store
+        self._feed.check(slot)
+
+    def _settle(self, slot: Slot, outcome: Outcome) -> None:
+        slot.outcome = outcome
+        if slot.own:
+            self._feed.settle([outcome])
+
+
+def _parts(slots: Sequence[Slot]) -> list[Sequence[Slot]]:
+    return [slots[start : start + MAX_BATCH] for start in range(0, len(slots), MAX_BATCH)]
+
+
+def _wait(link: Link, slots: Sequence[Slot], timeout: float, patience: float) -> Sequence[Outcome]:
+    ids = [slot.id for slot in slots]
+    return link.call(lambda queue: queue.wait(ids, timeout), patience, first_too=patience > timeout)
+
+
+def _found(slot: Slot) -> Outcome:
+    """The outcome of a slot that has one. Raises `TaskNotFound`."""
+    assert slot.outcome is not None
+    if slot.outcome.state == "unknown":
+        raise TaskNotFound(f"there is no task {slot.id}")
+    return slot.outcome
