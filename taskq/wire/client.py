@@ -180,11 +180,15 @@ class RemoteQueue:
             request = codec.pack((self._last_id, verb, args))
             timeout = wait + WAIT_MARGIN if wait > 0 else CALL_TIMEOUT
             try:
-                return self._exchange(request, timeout, self._connect_timeout)
-            except _Lost as lost:
-                if not self._may_repeat(verb, lost):
-                    raise lost.error from None
-            return self._repeat(verb, request, timeout)
+                try:
+                    return self._exchange(request, timeout, self._connect_timeout)
+                except _Lost as lost:
+                    if not self._may_repeat(verb, lost):
+                        raise lost.error from None
+                return self._repeat(verb, request, timeout)
+            finally:
+                if self._closed.is_set():
+                    self._drop()  # `close` could not do it while the call was under way
 
     def _repeat(self, verb: str, request: bytes, timeout: float) -> Any:
         """Send the request again on a new connection: at once, then after growing pauses, until time is up."""

@@ -6,8 +6,7 @@ import os
 import socket
 import time
 
-from taskq import __version__
-from taskq.config import Address, Join
+from taskq.config import VERSION, Address, Join
 from taskq.errors import AuthenticationFailed, ManagerUnavailable, ProtocolMismatch, TaskqError
 from taskq.service import PROTOCOL
 from taskq.wire.frames import (
@@ -72,7 +71,7 @@ class Dialer:
             if seconds <= 0 or self._cancelled:
                 break
             try:
-                return self._reach(address, join.key, seconds), str(address)
+                return self._reach(address, join, seconds), str(address)
             except (ManagerUnavailable, AuthenticationFailed, ProtocolMismatch) as error:
                 errors.append(error)
             finally:
@@ -81,19 +80,20 @@ class Dialer:
             raise ManagerUnavailable("the connection to the manager was closed")
         raise _most_telling(errors)
 
-    def _reach(self, address: Address, key: bytes, timeout: float) -> Channel:
+    def _reach(self, address: Address, join: Join, timeout: float) -> Channel:
         """A connection to one address. Being turned away is retried: a flood of strangers may be at the door."""
         deadline = time.monotonic() + timeout
         rejected = turned_away = 0
         while turned_away < _ATTEMPTS:
             try:
-                return self._shake_hands(address, key, self._open(address, deadline, timeout), deadline, timeout)
+                return self._shake_hands(address, join.key, self._open(address, deadline, timeout), deadline, timeout)
             except _Rejected:
                 # Once may be a manager that died at this very moment.
                 rejected += 1
                 if rejected > 1:
+                    source = f" from {join.source}" if join.source else ""
                     raise AuthenticationFailed(
-                        f"the manager at {address} rejected the key (fingerprint {fingerprint(key)})",
+                        f"the manager at {address} rejected the key{source} (fingerprint {fingerprint(join.key)})",
                         hint=f"copy its join file: ssh {address.host} taskq-manager --print-join",
                     ) from None
             except _TurnedAway:
@@ -158,7 +158,7 @@ class Dialer:
 
 def _authenticate(channel: Channel, address: Address, key: bytes, deadline: float) -> None:
     """The handshake. Raises `ConnectionLost`, `NotTaskq`, `_Rejected`, `AuthenticationFailed`, `ProtocolMismatch`."""
-    shake = ClientHandshake(key, PROTOCOL, __version__, os.urandom(NONCE_BYTES))
+    shake = ClientHandshake(key, PROTOCOL, VERSION, os.urandom(NONCE_BYTES))
     channel.send(shake.answer(channel.receive(_remaining(deadline))))
     try:
         last = channel.receive(_remaining(deadline))
@@ -174,7 +174,7 @@ def _authenticate(channel: Channel, address: Address, key: bytes, deadline: floa
     if shake.protocol != PROTOCOL:
         older = "this side" if shake.protocol > PROTOCOL else "the manager"
         raise ProtocolMismatch(
-            f"manager speaks protocol {shake.protocol} (taskq {shake.release}), this side {PROTOCOL} ({__version__})",
+            f"manager speaks protocol {shake.protocol} (taskq {shake.release}), this side {PROTOCOL} ({VERSION})",
             hint=f"upgrade {older}",
         )
 

@@ -18,9 +18,11 @@ import selectors
 import socket
 import struct
 import time
+import traceback
 from collections.abc import Callable
 
-from taskq import __version__
+from taskq.config import VERSION
+from taskq.logs import event
 from taskq.service import PROTOCOL
 from taskq.wire.frames import HEADER, MAX_STRANGER_FRAME, set_options
 from taskq.wire.handshake import NONCE_BYTES, Refused, ServerHandshake
@@ -77,9 +79,10 @@ class Door:
         self._quiet: dict[str, tuple[float, int]] = {}
 
     def close(self) -> None:
-        """End `run` soon; from any thread."""
-        self._closing = True
-        self._wake_in.send(b"x")
+        """End `run` soon; from any thread, any number of times."""
+        if not self._closing:
+            self._closing = True
+            self._wake_in.send(b"x")
 
     def run(self) -> None:
         """Accept until `close`; then the listener and all strangers are closed."""
@@ -89,8 +92,8 @@ class Door:
         while not self._closing:
             try:
                 self._round()
-            except Exception:
-                _log.exception("the door stumbled, and goes on")
+            except Exception as error:
+                self.say("the door stumbled, and goes on", "", error)
                 time.sleep(PAUSE)
         self._listener.close()
         for guest in list(self._guests.values()):
@@ -113,7 +116,7 @@ class Door:
             if oldest.deadline > now:
                 break
             self._turn_away(oldest)
-            self._say("strangers turned away: they did not prove themselves in time", oldest.peer)
+            self.say("connections refused: no proof of the key in time", oldest.peer)
         if self._paused_until and now >= self._paused_until:
             self._paused_until = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ)
@@ -132,7 +135,7 @@ class Door:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._say(f"cannot accept connections: {error.strerror}", "")
+                self.say(f"cannot accept connections: {error.strerror}", "")
                 self._selector.unregister(self._listener)
                 self._paused_until = time.monotonic() + PAUSE
                 return
@@ -142,11 +145,11 @@ class Door:
         """Make room if need be, and send the first message."""
         if len(self._guests) >= self._max_strangers or len(self._guests) + self._inside() >= self._max_connections:
             if not self._guests:
-                self._say(f"connections refused: there are {self._max_connections} already", peer)
+                self.say(f"connections refused: there are {self._max_connections} already", peer)
                 _reset(sock)
                 return
             self._turn_away(next(iter(self._guests.values())))
-        handshake = ServerHandshake(self._key, PROTOCOL, __version__, os.urandom(NONCE_BYTES))
+        handshake = ServerHandshake(self._key, PROTOCOL, VERSION, os.urandom(NONCE_BYTES))
         guest = Guest(sock, peer, handshake, time.monotonic() + HANDSHAKE_TIMEOUT)
         self._guests[sock] = guest
         try:
@@ -177,7 +180,7 @@ class Door:
         try:
             last = guest.handshake.finish(answer)
         except Refused as error:
-            self._say(f"connections refused: {error}", guest.peer)
+            self.say(f"connections refused: {error}", guest.peer)
             self._forget(guest)
             guest.sock.close()  # in order, so that an honest client with an old key is told by the end of the stream
             return
@@ -185,12 +188,12 @@ class Door:
         try:
             guest.sock.send(HEADER.pack(len(last)) + last, socket.MSG_DONTWAIT)
             if guest.handshake.protocol != PROTOCOL:
-                self._say(f"connections refused: protocol {guest.handshake.protocol}, here {PROTOCOL}", guest.peer)
+                self.say(f"connections refused: protocol {guest.handshake.protocol}, here {PROTOCOL}", guest.peer)
                 guest.sock.close()
             else:
                 self._admit(guest.sock)
         except (OSError, RuntimeError, MemoryError) as error:
-            self._say(f"connections refused: {error}", guest.peer)
+            self.say(f"connections refused: {error}", guest.peer)
             _reset(guest.sock)
 
     def _turn_away(self, guest: Guest) -> None:
@@ -205,8 +208,8 @@ class Door:
         except KeyError:
             return  # it was not registered yet
 
-    def _say(self, what: str, peer: str) -> None:
-        """A warning, at most once in ten seconds for each kind, with the number of those that were not logged."""
+    def say(self, what: str, peer: str, error: Exception | None = None) -> None:
+        """A line in the log, at most once in ten seconds for each kind, with the number of those that were left out."""
         now = time.monotonic()
         said, missed = self._quiet.get(what, (now - _QUIET, 0))
         if now - said < _QUIET:
@@ -215,8 +218,12 @@ class Door:
         if len(self._quiet) > 100:
             self._quiet.clear()
         self._quiet[what] = now, 0
-        again = f" ({missed} more since the last such line)" if missed else ""
-        _log.warning("%s%s%s", what, f" (last: {peer})" if peer else "", again)
+        text = what + (f" (from {peer})" if peer else "")
+        text += f" ({missed} more since the last such line)" if missed else ""
+        if error is None:
+            event(_log, logging.WARNING, "peer_refused", text)
+        else:
+            event(_log, logging.ERROR, "internal_error", text, error="".join(traceback.format_exception(error)))
 
 
 def _reset(sock: socket.socket) -> None:

@@ -22,11 +22,12 @@ from typing import Any, NoReturn
 
 from taskq.config import Address
 from taskq.errors import ConfigError, FrameTooLarge, Malformed, TaskqError, to_wire
+from taskq.logs import event
 from taskq.queue.task import NewTask
 from taskq.service import VERBS, QueueService
 from taskq.wire import codec
 from taskq.wire.door import Door
-from taskq.wire.frames import ERROR, MAX_FRAME, OK, Channel, ConnectionLost
+from taskq.wire.frames import ERROR, MAX_FRAME, OK, Channel, ConnectionLost, NotAFrame
 from taskq.wire.handshake import check_key
 
 SERIALIZER = "msgpack"
@@ -89,7 +90,7 @@ class Server(managers.Server):
         service = registry[IDENT][0]()
         self.id_to_obj = {IDENT: (service, set(VERBS), {})}
         self.stop_event = threading.Event()
-        self._verbs = _Verbs(service)
+        self._verbs = _Verbs(service, lambda text, error: self._door.say(text, "", error))
         self._lock = threading.Lock()
         self._connections: dict[Channel, threading.Thread] = {}
         self._door = Door(self.listener.socket, bytes(authkey), self._admit, lambda: len(self._connections))
@@ -122,7 +123,8 @@ class Server(managers.Server):
             for _, thread in threads:
                 thread.join(max(deadline - time.monotonic(), 0.0))
         if self._connections:
-            _log.warning("%d requests were still under way when the manager stopped", len(self._connections))
+            text = f"{len(self._connections)} requests were still under way when the port was closed"
+            event(_log, logging.WARNING, "internal_error", text)
 
     def _admit(self, sock: socket.socket) -> None:
         """Give an authenticated connection its thread. Raises `RuntimeError` when there is none to be had."""
@@ -141,6 +143,8 @@ class Server(managers.Server):
         """The life of one connection's thread."""
         try:
             self.serve_client(conn)
+        except NotAFrame as error:
+            self._door.say(f"connection ended: {error}", "")
         except ConnectionLost as error:
             _log.debug("connection ended: %s", error)
         finally:
@@ -160,40 +164,54 @@ class Server(managers.Server):
             send(reply)
             del reply
             if not understood:
-                raise ConnectionLost("it sent what is no request")
+                raise NotAFrame("it sent what is no request")
 
 
 class _Verbs:
     """Turns the bytes of a request into a call and its outcome into the bytes of the reply."""
 
-    def __init__(self, service: QueueService) -> None:
+    def __init__(self, service: QueueService, say: Callable[[str, Exception], None]) -> None:
+        self._say = say
         self._verbs = {verb: (getattr(service, verb), _arity(verb)) for verb in VERBS}
 
     def answer(self, data: bytes) -> tuple[bytes, bool]:
         """The reply to a request, and whether it was one at all."""
-        request_id = 0
+        request_id, verb = 0, ""
         try:
             request_id, verb, args = _parse(data)
-            method, arity = self._find(verb)
-            if len(args) != arity:
-                raise Malformed(f"{verb} takes {arity} arguments, not {len(args)}")
-            if verb == "submit":
-                args = (args[0], args[1], _tasks(args[2]))
-            reply = codec.pack((request_id, OK, method(*args)))
+            reply = codec.pack((request_id, OK, self._call(verb, args)))
             if len(reply) > MAX_FRAME:
                 raise FrameTooLarge(f"the reply to {verb} has {len(reply):,} bytes; ask for less at once")
         except TaskqError as error:
-            return codec.pack((request_id, ERROR, to_wire(error))), request_id != 0
+            reply = _pack_error(request_id, *to_wire(error))
         except Exception as error:
-            _log.exception("a request failed unexpectedly")
-            return codec.pack((request_id, ERROR, ("error", type(error).__name__, {}))), request_id != 0
-        return reply, True
+            self._say(f"{verb} failed unexpectedly", error)
+            reply = _pack_error(request_id, TaskqError.code, f"{type(error).__name__} in the manager; see its log", {})
+        return reply, request_id != 0
 
-    def _find(self, verb: str) -> tuple[Callable[..., Any], int]:
+    def _call(self, verb: str, args: tuple[Any, ...]) -> Any:
+        """Call a verb. Raises `Malformed`, and what the verb raises."""
         try:
-            return self._verbs[verb]
+            method, arity = self._verbs[verb]
         except KeyError:
             raise Malformed(f"there is no verb {verb!r:.50}") from None
+        if len(args) != arity:
+            raise Malformed(f"{verb} takes {arity} arguments, not {len(args)}")
+        if verb == "submit":
+            client, seq, items = args
+            return method(client, seq, _tasks(items))
+        return method(*args)
+
+
+def _pack_error(request_id: int, code: str, message: str, details: dict[str, Any]) -> bytes:
+    """An error as a reply; without its details where these cannot travel."""
+    try:
+        reply = codec.pack((request_id, ERROR, (code, message, details)))
+    except TaskqError:
+        reply = b""
+    if not 0 < len(reply) <= MAX_FRAME:
+        reply = codec.pack((request_id, ERROR, (code, message[:1000], {})))
+    return reply
 
 
 def _arity(verb: str) -> int:
@@ -270,7 +288,7 @@ class WireServer:
         Calls that wait inside the service must be woken by the service first.
         """
         self._server.stop_event.set()
-        if self._thread.ident is None:
-            self._server.listener.close()
+        if self._thread.ident is None:  # never started: this only closes
+            self._server.serve_forever()
         else:
             self._thread.join()
