@@ -1,0 +1,176 @@
+"""The verbs of clients: submit, ask, cancel, purge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from taskq.errors import BadArguments, KeyConflict, StorageFull, TaskNotFound
+from taskq.queue.core import QueueCore
+from taskq.queue.feeds import outcome, unknown
+from taskq.queue.idempotency import call_digest
+from taskq.queue.limits import checked
+from taskq.queue.task import FINAL, STATE_BY_LABEL, NewTask, State, describe
+from taskq.service import MAX_BATCH, MAX_WAIT, Finished, Outcome, Submitted
+from taskq.stores.base import CallRow, KeyRow
+
+_LIVE = {state.label for state in State if state not in FINAL}
+
+
+class ClientVerbs(QueueCore):
+    """What clients may call; see `taskq.service.QueueService` for what each verb promises."""
+
+    def submit(self, client: int, seq: int, items: Sequence[NewTask]) -> Submitted:
+        """Accept all of these tasks, or none."""
+        good = checked(items, self.settings.max_payload)
+        digest = call_digest(good)
+        if not self._recent.knows(client):
+            self._recent_learn(client)
+        stored = self._store.find_call(client, seq) if self._may_be_known(client, seq) else None
+        keys = [item.key for item in good if item.key is not None]
+        known = self._store.find_keys(keys) if keys else {}
+        with self._lock:
+            self._refuse_if_shut()
+            known.update((key, row) for key in keys if (row := self._recent.key(key)) is not None)
+            twin = self._recent.call(client, seq) or stored
+            if twin is not None:
+                self._commit.settle(self._commit.mark)
+                return _replayed(twin, digest, good, known)
+            if not self._has_space:
+                raise StorageFull(
+                    "the disk of the manager is nearly full; not accepted", hint="free some space, then try again"
+                )
+            now = self._now()
+            accepted = self._state.submit(client, good, known, now)
+            call = CallRow(client, seq, self._state.next_id - len(good), len(good), digest, now.wall)
+            self._recent.add(call, accepted.keys)
+            self._commit.add_call(call, accepted.keys)
+            self._finish(accepted.changes, durable=True)
+        return Submitted(accepted.ids, accepted.existing)
+
+    def _recent_learn(self, client: int) -> None:
+        highest = self._store.last_seq(client)
+        with self._lock:
+            self._recent.learn(client, highest)
+
+    def _may_be_known(self, client: int, seq: int) -> bool:
+        with self._lock:
+            return not self._recent.is_new(client, seq) and self._recent.call(client, seq) is None
+
+    def finished(self, client: int, cursor: int, timeout: float) -> Finished:
+        """The next outcomes of this client's tasks."""
+        with self._lock:
+            self._refuse_if_shut()
+            found = self._feeds.next(client, cursor, min(timeout, MAX_WAIT), self._clock.monotonic())
+            self._refuse_if_shut()
+        return found
+
+    def wait(self, ids: Sequence[int], timeout: float) -> Sequence[Outcome]:
+        """The outcomes of those of these tasks that are final or unknown, or of all with ``timeout`` 0."""
+        if len(ids) > MAX_BATCH:
+            raise BadArguments(f"at most {MAX_BATCH:,} ids in one call")
+        deadline = self._clock.monotonic() + min(timeout, MAX_WAIT)
+        while True:
+            found = self._outcomes(ids)
+            final = [item for item in found if item.state not in _LIVE]
+            left = deadline - self._clock.monotonic()
+            if timeout == 0:
+                return found
+            if final or left <= 0:
+                return final
+            with self._lock:
+                self._refuse_if_shut()
+                if all(task_id in self._state.tasks for task_id in ids):
+                    self._feeds.watch(ids, left)
+
+    def _outcomes(self, ids: Sequence[int]) -> list[Outcome]:
+        live = self._live(ids)
+        stored = self._store.get([task_id for task_id in ids if task_id not in live])
+        return [
+            live.get(task_id) or (outcome(stored[task_id]) if task_id in stored else unknown(task_id))
+            for task_id in ids
+        ]
+
+    def _live(self, ids: Sequence[int]) -> dict[int, Outcome]:
+        """The outcomes of those of these tasks that are not final; what is told of them is on disk."""
+        with self._lock:
+            if any(self._commit.is_dirty(task_id) for task_id in ids):
+                self._commit.settle(self._commit.mark)
+            found = (self._state.tasks.get(task_id) for task_id in ids)
+            return {task.id: outcome(task) for task in found if task is not None and task.state not in FINAL}
+
+    def result(self, id: int) -> Outcome:
+        """The whole outcome of one task."""
+        live = self._live([id])
+        if id in live:
+            return live[id]
+        row = self._store.get([id]).get(id)
+        if row is None:
+            raise TaskNotFound(f"there is no task {id}", hint="finished tasks are kept for a day, failed ones for 30")
+        return outcome(row, whole=True)
+
+    def get(self, ids: Sequence[int]) -> Sequence[dict[str, Any] | None]:
+        """Whole records."""
+        if len(ids) > MAX_BATCH:
+            raise BadArguments(f"at most {MAX_BATCH:,} ids in one call")
+        self._write_out()
+        rows = self._store.get(ids)
+        return [describe(rows[task_id]) if task_id in rows else None for task_id in ids]
+
+    def list_tasks(
+        self, state: str | None, type: str | None, queue: str | None, limit: int
+    ) -> Sequence[dict[str, Any]]:
+        """Whole records, newest first."""
+        states = () if state is None else (_state_named(state),)
+        if not 0 < limit <= MAX_BATCH:
+            raise BadArguments(f"a limit is a number from 1 to {MAX_BATCH:,}")
+        self._write_out()
+        return [describe(row) for row in self._store.select(states=states, type=type, queue=queue, limit=limit)]
+
+    def cancel(self, ids: Sequence[int]) -> Sequence[str]:
+        """Cancel these tasks; gives what each is now."""
+        labels: dict[int, str] = {}
+        with self._lock:
+            self._refuse_if_shut()
+            now = self._now()
+            for task_id in ids:
+                state, changes = self._state.cancel(task_id, now)
+                self._record(changes)
+                if state is not None:
+                    labels[task_id] = state.label
+            self._commit.settle(self._commit.mark)
+        stored = self._store.get([task_id for task_id in ids if task_id not in labels])
+        labels.update((task_id, State(row.state).label) for task_id, row in stored.items())
+        return [labels.get(task_id, "unknown") for task_id in ids]
+
+    def purge(self, states: Sequence[str], older_s: float) -> int:
+        """Delete final records; gives their number."""
+        wanted = [_state_named(label) for label in states]
+        if not wanted or not FINAL.issuperset(wanted):
+            raise BadArguments("only completed, failed and cancelled tasks can be purged")
+        self._write_out()
+        total = 0
+        while (gone := self._purge_piece(wanted, self._clock.wall() - older_s)) > 0:
+            total += gone
+        return total
+
+
+def _replayed(call: CallRow, digest: bytes, items: Sequence[NewTask], known: Mapping[str, KeyRow]) -> Submitted:
+    """The reply that this call had when it was made first."""
+    if call.digest != digest:
+        raise KeyConflict("this submit call was made before with other tasks; nothing was accepted")
+    ids = list(range(call.first_id, call.first_id + call.size))
+    existing = []
+    for position, item in enumerate(items):
+        row = known.get(item.key) if item.key is not None else None
+        if row is not None and row.id != ids[position]:
+            ids[position] = row.id
+            existing.append(position)
+    return Submitted(ids, existing)
+
+
+def _state_named(label: str) -> State:
+    try:
+        return STATE_BY_LABEL[label]
+    except KeyError:
+        raise BadArguments(f'there is no state "{label}"', hint="one of " + ", ".join(STATE_BY_LABEL)) from None

@@ -1,0 +1,203 @@
+"""What all verbs of the queue share: lock, clock, store, and the way from a decision to the disk and to who waits.
+
+Theory of operation. One lock guards the state. Public methods take it, underscore methods assume it (those that do not
+say so). A verb decides under the lock by asking the pure state machine, puts what changed into the next commit, waits
+for that commit where its reply depends on it, and then wakes whoever is concerned. Reads of the store happen without
+the lock. Nothing here knows sockets, and nothing in the state machine knows any of this.
+
+A reply that tells of a change (submit, report, cancel; also a state or result that somebody asks for) leaves after the
+commit that holds it. A hand-out is not waited for: it is written with the next commit, or by the housekeeper within
+50 ms; but a `reserve` waits for the commit of the submits that it hands out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+from taskq.clock import Clock
+from taskq.config import QueueSettings
+from taskq.errors import ShuttingDown
+from taskq.logs import event
+from taskq.queue import task_log
+from taskq.queue.commit import GroupCommit
+from taskq.queue.feeds import Feeds
+from taskq.queue.housekeeper import LINGER, ROUND, Housekeeper
+from taskq.queue.idempotency import Recent
+from taskq.queue.leases import Moment
+from taskq.queue.state import Changes, QueueState
+from taskq.queue.task import State, Task, TaskRow
+from taskq.queue.waiting import WaitingRoom
+from taskq.service import TypeInfo
+from taskq.stores.base import Store
+
+log = logging.getLogger("taskq.queue")
+
+PURGE_STEP = 1_000
+"""Records deleted in one transaction, so that a purge holds nobody up."""
+PROGRESS_STEP = 20_000
+"""Records between two words of progress while loading."""
+
+
+class QueueCore:
+    """The state with its lock, clock and store; the verbs are in the classes that build on it."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        settings: QueueSettings,
+        on_failure: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.settings = settings
+        self.local_pool: str | None = None
+        self.self_report: Callable[[], dict[str, Any]] = dict
+        self._store = store
+        self._clock = clock
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._waiting = WaitingRoom(self._lock)
+        self._recent = Recent()
+        self._types: dict[str, TypeInfo] = {}
+        self._shut = False
+        self._has_space = True
+        self._lingering = 0
+        self._housekeeper = Housekeeper(self)
+
+    # -- life
+
+    def open(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Take the store and load its live records; ``progress`` is told (done, total) from time to time."""
+        opened = self._store.open()
+        now = self._now()
+        self._opened = opened
+        self._started_at = now.wall
+        self._state = QueueState(self.settings, epoch=opened.epoch, next_id=opened.next_id)
+        self._state.figures.totals.update(opened.totals)
+        self._state.figures.final.update(opened.final)
+        self._feeds = Feeds(self._lock, opened.epoch << 40)
+        self._commit = GroupCommit(
+            self._lock,
+            self._store,
+            stored_below=opened.next_id,
+            head=lambda: (self._state.next_id, self._state.figures.totals),
+            settled=self._settled,
+            failed=self._on_failure,
+        )
+        for row in opened.types:
+            info = cast(TypeInfo, json.loads(row.info))
+            self._types[row.name] = info
+        for worker in opened.workers:
+            self._state.leases.expect(*worker, now=now.mono)
+        self._state.load(_with_progress(self._store.live(), opened.live, progress), now)
+        self._has_space = self._store.has_space()
+
+    def start(self) -> None:
+        """Start the housekeeper: the one thread of the queue's own."""
+        self._housekeeper.start()
+
+    def shut(self) -> None:
+        """Take no more work: submits, waiting reserves and feeds answer `ShuttingDown`; reports still count."""
+        with self._lock:
+            self._shut = True
+            self._waiting.recall_all()
+            self._feeds.close()
+
+    def close(self) -> None:
+        """Write what is left and close the store."""
+        self.shut()
+        self._housekeeper.stop()
+        with self._lock:
+            if not self._commit.broken:
+                self._commit.settle(self._commit.mark)
+        self._store.close()
+
+    # -- chores (see `taskq.queue.housekeeper`)
+
+    def tick(self) -> float:
+        """Do what is due; gives the seconds until there is more to do."""
+        with self._lock:
+            now = self._now()
+            for changes in self._state.tick(now):
+                self._finish(changes, durable=False)
+            self._commit.settle(self._lingering)
+            self._lingering = self._commit.mark
+            waits = [self._state.next_deadline(now), None if self._commit.idle else LINGER]
+        return min((wait for wait in waits if wait is not None), default=ROUND)
+
+    def look_after_disk(self) -> None:
+        """Find out whether there is room for new tasks."""
+        has_space = self._store.has_space()
+        if self._has_space and not has_space:
+            event(log, logging.WARNING, "storage_low", "the disk is nearly full: no new tasks are accepted")
+        self._has_space = has_space
+
+    def tidy(self) -> bool:
+        """Delete a piece of what is too old; gives whether there may be more."""
+        with self._lock:
+            self._feeds.forget_quiet(self._clock.monotonic())
+        wall = self._clock.wall()
+        self._store.prune(wall)
+        done = self._purge_piece([State.COMPLETED, State.CANCELLED], wall - self.settings.keep_completed)
+        failed = self._purge_piece([State.FAILED], wall - self.settings.keep_failed)
+        return max(done, failed) >= PURGE_STEP
+
+    def monotonic(self) -> float:
+        """Seconds of the queue's clock."""
+        return self._clock.monotonic()
+
+    def _now(self) -> Moment:
+        return Moment(self._clock.monotonic(), self._clock.wall())
+
+    def _refuse_if_shut(self) -> None:
+        if self._shut:
+            raise ShuttingDown("the manager is stopping", hint="try again when it is back")
+
+    # -- what follows a decision
+
+    def _record(self, changes: Changes) -> int:
+        """Put changes into the next commit; gives its mark."""
+        self._commit.add_left(changes.left)
+        if not changes.written and not changes.left:
+            return self._commit.mark
+        task_log.transitions(changes.written)
+        mark = self._commit.add(changes.written)
+        self._housekeeper.expect(LINGER)
+        if self._state.scheduled:
+            self._housekeeper.expect(self._state.scheduled[0][0] - self._clock.wall())
+        return mark
+
+    def _finish(self, changes: Changes, *, durable: bool) -> None:
+        """Record changes, wait for their commit if asked to, then wake whom they concern."""
+        mark = self._record(changes)
+        if durable:
+            self._commit.settle(mark)
+        if changes.ready:
+            self._waiting.wake(changes.ready)
+
+    def _settled(self, final: list[Task]) -> None:
+        for task in final:
+            self._state.forget(task)
+        self._feeds.publish(final)
+
+    def _write_out(self) -> None:
+        with self._lock:
+            self._commit.settle(self._commit.mark)
+
+    def _purge_piece(self, states: Sequence[State], finished_before: float) -> int:
+        gone = self._store.purge(states, finished_before, PURGE_STEP, self._clock.wall())
+        with self._lock:
+            for state, count in gone.items():
+                self._state.figures.final[state] -= count
+        return sum(gone.values())
+
+
+def _with_progress(rows: Iterator[TaskRow], total: int, progress: Callable[[int, int], None]) -> Iterator[TaskRow]:
+    for number, row in enumerate(rows):
+        if number % PROGRESS_STEP == 0:
+            progress(number, total)
+        yield row
+    progress(total, total)

@@ -1,0 +1,201 @@
+"""The verbs of pools and worker processes: heartbeats, deaths, attach, reserve, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import cast
+
+from taskq.errors import StaleRun
+from taskq.queue import task_log
+from taskq.queue.core import QueueCore
+from taskq.queue.leases import Worker
+from taskq.queue.state import Changes
+from taskq.queue.task import Task
+from taskq.service import (
+    MAX_WAIT,
+    Attached,
+    BeatReply,
+    ChildInfo,
+    Handout,
+    PoolInfo,
+    Report,
+    Reserved,
+    TypeInfo,
+    WorkerInfo,
+)
+from taskq.stores.base import TypeRow, WorkerRow
+
+
+class WorkerVerbs(QueueCore):
+    """What pools and worker processes may call; see `taskq.service.QueueService` for what each verb promises."""
+
+    # -- pools
+
+    def beat(self, pool: PoolInfo, children: Sequence[ChildInfo]) -> BeatReply:
+        """A heartbeat of a pool."""
+        with self._lock:
+            leases = self._state.leases
+            silent = [child["incarnation"] for child in children if self._was_silent(child["incarnation"])]
+            leases.beat(dict(pool), [dict(child) for child in children], self._clock.monotonic())
+            for incarnation in silent:
+                self._waiting.recall(incarnation)
+            foreign = pool["local"] is not None and pool["local"] != self.local_pool
+            return {
+                "drain": foreign or self._shut,
+                "interval": leases.heartbeat,
+                "store_id": self._opened.store_id,
+                "epoch": self._opened.epoch,
+            }
+
+    def _was_silent(self, incarnation: str) -> bool:
+        worker = self._state.leases.workers.get(incarnation)
+        heartbeat = self._state.leases.heartbeat
+        return worker is not None and not worker.may_reserve(self._clock.monotonic(), heartbeat)
+
+    def child_died(
+        self, pool: str, incarnation: str, how: str, started: Sequence[tuple[int, int]], counts: bool
+    ) -> None:
+        """A worker process is gone for certain."""
+        with self._lock:
+            worker = self._state.leases.remove(incarnation, dead=True)
+            if worker is None:
+                return
+            begun = {int(task_id): int(run) for task_id, run in started}
+            changes = self._state.worker_gone(worker, how, begun, self._now(), counts=counts)
+            changes.left.append(incarnation)
+            self._waiting.recall(incarnation)
+            self._finish(changes, durable=True)
+        task_log.worker_left(worker, how)
+
+    def leave(self, pool: str) -> None:
+        """A pool is over."""
+        with self._lock:
+            changes = Changes()
+            for worker in self._state.leases.of_pool(pool):
+                self._remove(worker, changes)
+            self._state.leases.pools.pop(pool, None)
+            self._finish(changes, durable=True)
+
+    # -- worker processes
+
+    def attach(self, worker: WorkerInfo, held: Sequence[tuple[int, int]]) -> Attached:
+        """A worker process joins, first or again."""
+        with self._lock:
+            self._refuse_if_shut_to_new(worker)
+            joined, lost, changes = self._state.attach(worker, held, self._now())
+            row = WorkerRow(joined.incarnation, joined.pool, joined.name, joined.host, joined.pid)
+            self._commit.add_worker(row, self._announce(worker["types"]))
+            self._waiting.recall(joined.incarnation)
+            mark = self._commit.add(changes.written)
+            self._commit.settle(mark)
+            self._waiting.wake(changes.ready)
+        task_log.worker_joined(joined)
+        return {
+            "session": joined.session,
+            "store_id": self._opened.store_id,
+            "epoch": self._opened.epoch,
+            "lost": lost,
+        }
+
+    def _refuse_if_shut_to_new(self, worker: WorkerInfo) -> None:
+        if worker["incarnation"] not in self._state.leases.workers:
+            self._refuse_if_shut()
+
+    def _announce(self, types: Sequence[TypeInfo]) -> list[TypeRow]:
+        """Remember what a worker offers; gives the rows that are new."""
+        rows = []
+        for info in types:
+            text = json.dumps({**info, "workers": 0}, sort_keys=True)
+            known = cast(TypeInfo, json.loads(text))
+            if self._types.get(info["name"]) != known:
+                self._types[info["name"]] = known
+                rows.append(TypeRow(info["name"], text))
+        return rows
+
+    def reserve(
+        self, incarnation: str, session: int, slots: int, extra: int, fast: Sequence[str], timeout: float
+    ) -> Reserved:
+        """The next tasks for a worker; waits for the first one."""
+        deadline = self._clock.monotonic() + min(timeout, MAX_WAIT)
+        with self._lock:
+            while True:
+                self._refuse_if_shut()
+                worker = self._state.leases.session(incarnation, session)
+                if worker is None or worker.draining:
+                    return Reserved((), True)
+                rivals = self._waiting.rivals(worker)
+                tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, self._now())
+                if tasks:
+                    break
+                left = deadline - self._clock.monotonic()
+                if left <= 0:
+                    return Reserved((), False)
+                self._waiting.wait(worker, left)
+            self._record(changes)
+            handouts = [_handout(task) for task in tasks]
+            self._commit.settle_submits(max(task.id for task in tasks))
+        return Reserved(self._with_payloads(handouts), False)
+
+    def _with_payloads(self, handouts: list[Handout]) -> list[Handout]:
+        resting = [handout.id for handout in handouts if handout.payload is None]
+        if not resting:
+            return handouts
+        payloads = self._store.payloads(resting)
+        return [h if h.payload is not None else h._replace(payload=payloads[h.id]) for h in handouts]
+
+    def report(self, incarnation: str, session: int, reports: Sequence[Report]) -> Sequence[int]:
+        """Outcomes of runs."""
+        with self._lock:
+            worker = self._session(incarnation, session)
+            refused, changes = self._state.report(worker, reports, self._now())
+            self._finish(changes, durable=True)
+        if refused:
+            task_log.refused(worker, [reports[position] for position in refused])
+        return refused
+
+    def _session(self, incarnation: str, session: int) -> Worker:
+        worker = self._state.leases.session(incarnation, session)
+        if worker is None:
+            raise StaleRun("this session is over", hint="attach again")
+        return worker
+
+    def drain(self, incarnation: str, session: int) -> None:
+        """Hand out nothing more to this worker."""
+        with self._lock:
+            self._session(incarnation, session).draining = True
+            self._waiting.recall(incarnation)
+
+    def detach(self, incarnation: str, session: int) -> None:
+        """An orderly goodbye."""
+        with self._lock:
+            worker = self._session(incarnation, session)
+            changes = Changes()
+            self._remove(worker, changes)
+            self._finish(changes, durable=True)
+        task_log.worker_left(worker, "its own goodbye")
+
+    def _remove(self, worker: Worker, changes: Changes) -> None:
+        """A worker is gone in good order: whatever it still holds goes back."""
+        self._state.leases.remove(worker.incarnation, dead=False)
+        gone = self._state.worker_gone(worker, "leaving", {}, self._now(), counts=False)
+        changes.written += gone.written
+        changes.final += gone.final
+        for shelf, count in gone.ready.items():
+            changes.ready[shelf] = changes.ready.get(shelf, 0) + count
+        changes.left.append(worker.incarnation)
+        self._waiting.recall(worker.incarnation)
+
+
+def _handout(task: Task) -> Handout:
+    return Handout(
+        task.id,
+        task.run,
+        task.type,
+        cast(bytes, task.payload),  # None while it rests in the store: `_with_payloads` fetches it
+        task.queue,
+        task.failures + task.deaths + 1,
+        task.timeout,
+        task.correlation_id,
+        task.submitted_at,
+    )
