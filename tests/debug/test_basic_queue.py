@@ -1,0 +1,539 @@
+"""What the queue does, in process: `JobQueue` over both stores, with a clock that the test moves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import wait_until
+
+from taskq.clock import FakeClock
+from taskq.config import QueueSettings
+from taskq.errors import (
+    BadArguments,
+    KeyConflict,
+    PayloadTooLarge,
+    QueueFull,
+    ShuttingDown,
+    StaleRun,
+    TaskNotFound,
+)
+from taskq.queue.job_queue import JobQueue
+from taskq.queue.task import NewTask
+from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE, Handout, TypeInfo
+from taskq.stores.base import Store
+from taskq.stores.memory import MemoryStore
+from taskq.stores.sqlite import SqliteStore
+
+CLIENT = 77
+ERROR = ("error", "OSError", "no such thing", "Traceback …")
+
+
+def offered(name: str) -> TypeInfo:
+    """A task type as a worker announces it."""
+    return TypeInfo(
+        name=name, parameters=[("value", 1, True)], queue="default", max_retries=3, backoff=1.0, timeout=None, workers=0
+    )
+
+
+class Desk:
+    """One queue with one worker, in few words."""
+
+    def __init__(self, store: Store, worker: str = "one", **limits: Any) -> None:
+        self.clock = FakeClock()
+        self.queue = JobQueue(store, self.clock, QueueSettings(**limits))
+        self.queue.open()
+        self.seq = 0
+        self.session = self.join(worker)
+
+    def join(self, incarnation: str, *queues: str) -> int:
+        """A worker process joins; gives its session."""
+        pool = {"id": f"pool-of-{incarnation}", "name": "pool", "host": "here", "pid": 1, "local": None}
+        types = [offered("noop"), offered("other")]
+        worker = {"incarnation": incarnation, "pool": pool, "name": f"pool/{incarnation}", "host": "here"}
+        info: Any = {**worker, "pid": 2, "threads": 100, "queues": queues, "types": types}
+        return self.queue.attach(info, ())["session"]
+
+    def submit(self, *payloads: bytes, type: str = "noop", **options: Any) -> list[int]:
+        """Submit tasks with these payloads; gives their ids."""
+        self.seq += 1
+        tasks = [NewTask(type, payload, **options) for payload in payloads or (b"p",)]
+        return list(self.queue.submit(CLIENT, self.seq, tasks).ids)
+
+    def reserve(self, slots: int = 100) -> list[Handout]:
+        """What the worker is handed now."""
+        return list(self.queue.reserve("one", self.session, slots, 0, (), 0).tasks)
+
+    def report(self, *report: Any) -> bool:
+        """Report one outcome; gives whether it was taken."""
+        return not self.queue.report("one", self.session, [report])
+
+    def fail(self, task: Handout, delay: float | None = None) -> bool:
+        """Report that an attempt failed."""
+        return self.report(NACK, task.id, task.run, ERROR, delay, 0.1)
+
+    def state(self, id: int) -> str:
+        """The state of a task."""
+        return self.queue.result(id).state
+
+    def later(self, seconds: float) -> None:
+        """Let time pass, with heartbeats of the worker, so that it keeps its tasks."""
+        self.clock.advance(seconds)
+        pool: Any = {"id": "pool-of-one", "name": "pool", "host": "here", "pid": 1, "local": None}
+        child: Any = {
+            "incarnation": "one",
+            "pid": 2,
+            "stopped": False,
+            "cpu_percent": 0.0,
+            "rss_bytes": 0,
+            "running": (),
+        }
+        self.queue.beat(pool, [child])
+        self.queue.tick()
+
+
+MakeDesk = Callable[..., Desk]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def make_desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeDesk]:
+    """Makes desks; they are closed at the end."""
+    made: list[Desk] = []
+
+    def make(**limits: Any) -> Desk:
+        store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / f"{len(made)}.sqlite")
+        made.append(Desk(store, **limits))
+        return made[-1]
+
+    yield make
+    for desk in made:
+        desk.queue.close()
+
+
+@pytest.fixture
+def desk(make_desk: MakeDesk) -> Desk:
+    """A queue with the default settings."""
+    return make_desk()
+
+
+# -- submit, reserve, acknowledge
+
+
+def test_a_task_goes_its_way(desk: Desk) -> None:
+    [id] = desk.submit(b"payload")
+    assert desk.state(id) == "pending"
+    [task] = desk.reserve()
+    assert (task.id, task.type, task.payload, task.queue, task.attempt) == (id, "noop", b"payload", "default", 1)
+    assert desk.state(id) == "running"
+    assert desk.report(ACK, id, task.run, b"result", 0.1)
+    outcome = desk.queue.result(id)
+    assert (outcome.state, outcome.result, outcome.error) == ("completed", b"result", None)
+    assert desk.reserve() == []
+
+
+def test_tasks_come_in_the_order_in_which_they_were_submitted(desk: Desk) -> None:
+    ids = desk.submit(b"a", b"b") + desk.submit(b"c")
+    assert ids == sorted(ids)
+    assert [task.id for task in desk.reserve()] == ids
+
+
+def test_no_more_tasks_than_slots(desk: Desk) -> None:
+    desk.submit(*[b"p"] * 5)
+    assert [len(desk.reserve(2)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_task_is_handed_out_once(desk: Desk) -> None:
+    desk.submit(*[b"p"] * 10)
+    two = desk.join("two")
+    first, second = desk.reserve(5), desk.queue.reserve("two", two, 100, 0, (), 0).tasks
+    assert len({task.id for task in [*first, *second]}) == 10
+    assert len({task.run for task in [*first, *second]}) == 10
+
+
+def test_a_large_payload_and_result_come_back_whole(desk: Desk) -> None:
+    large = bytes(range(256)) * 1_000
+    [id] = desk.submit(large)
+    [task] = desk.reserve()
+    assert task.payload == large
+    desk.report(ACK, id, task.run, large, 0.1)
+    assert desk.queue.result(id).result == large
+    [brief] = desk.queue.wait([id], 0)
+    assert (brief.state, brief.result) == ("completed", None)  # too large to travel with the news
+
+
+def test_a_waiting_worker_gets_a_task_as_soon_as_it_comes(desk: Desk) -> None:
+    got: list[Handout] = []
+    worker = threading.Thread(
+        target=lambda: got.extend(desk.queue.reserve("one", desk.session, 1, 0, (), timeout=20).tasks)
+    )
+    worker.start()
+    [id] = desk.submit()
+    worker.join(10)
+    assert [task.id for task in got] == [id]
+
+
+def test_only_known_types_are_handed_to_a_worker(desk: Desk) -> None:
+    desk.submit(type="of another worker")
+    [id] = desk.submit(type="other")
+    assert [task.id for task in desk.reserve()] == [id]
+
+
+def test_named_queues_are_served_by_whom_they_concern(desk: Desk) -> None:
+    [mail] = desk.submit(queue="mail")
+    desk.submit(queue="default")
+    session = desk.join("two", "mail")
+    assert [task.id for task in desk.queue.reserve("two", session, 10, 0, (), 0).tasks] == [mail]
+
+
+def test_an_unknown_task_is_not_found(desk: Desk) -> None:
+    with pytest.raises(TaskNotFound):
+        desk.queue.result(4711)
+    assert desk.queue.get([4711]) == [None]
+    assert [outcome.state for outcome in desk.queue.wait([4711], 0)] == ["unknown"]
+
+
+# -- priority and delay
+
+
+def test_higher_priorities_come_first_and_equals_in_order(desk: Desk) -> None:
+    [low] = desk.submit(priority=-5)
+    [first] = desk.submit()
+    [high] = desk.submit(priority=9)
+    [second] = desk.submit()
+    assert [task.id for task in desk.reserve()] == [high, first, second, low]
+
+
+def test_a_delayed_task_waits_for_its_time(desk: Desk) -> None:
+    [id] = desk.submit(delay=10.0)
+    assert desk.state(id) == "scheduled"
+    desk.later(9.9)
+    assert desk.reserve() == []
+    desk.later(0.2)
+    assert [task.id for task in desk.reserve()] == [id]
+
+
+def test_the_wall_clock_may_jump_without_hurting_leases(desk: Desk) -> None:
+    [id] = desk.submit()
+    [task] = desk.reserve()
+    desk.clock.jump(365 * 86_400)
+    desk.queue.tick()
+    assert desk.state(id) == "running"
+    assert desk.report(ACK, id, task.run, b"", 0.1)
+
+
+# -- failures and retries
+
+
+def test_a_failed_attempt_is_retried_with_growing_pauses_and_then_it_is_final(desk: Desk) -> None:
+    [id] = desk.submit(max_retries=2, backoff=4.0)
+    for attempt, longest in ((1, 4.0), (2, 8.0)):
+        [task] = desk.reserve()
+        assert task.attempt == attempt
+        assert desk.fail(task)
+        assert desk.state(id) == "scheduled"
+        desk.later(longest / 2 - 0.01)  # jitter takes off up to a half
+        assert desk.reserve() == []
+        desk.later(longest / 2 + 0.02)
+    [task] = desk.reserve()
+    assert task.attempt == 3
+    desk.fail(task)
+    outcome = desk.queue.result(id)
+    assert (outcome.state, outcome.failures, outcome.error) == ("failed", 3, ERROR)
+    desk.later(86_400)
+    assert desk.reserve() == []
+
+
+def test_without_retries_the_first_failure_is_final(desk: Desk) -> None:
+    [id] = desk.submit(max_retries=0)
+    desk.fail(desk.reserve()[0])
+    assert desk.state(id) == "failed"
+
+
+def test_a_permanent_failure_is_not_retried(desk: Desk) -> None:
+    [id] = desk.submit(max_retries=5)
+    desk.fail(desk.reserve()[0], delay=-1)
+    assert desk.state(id) == "failed"
+
+
+def test_a_task_may_say_when_to_try_again(desk: Desk) -> None:
+    desk.submit(max_retries=1, backoff=1.0)
+    desk.fail(desk.reserve()[0], delay=60.0)
+    desk.later(59.0)
+    assert desk.reserve() == []
+    desk.later(1.1)
+    assert len(desk.reserve()) == 1
+
+
+def test_a_snoozed_task_uses_no_attempt(desk: Desk) -> None:
+    [id] = desk.submit(max_retries=0)
+    [task] = desk.reserve()
+    assert desk.report(SNOOZE, id, task.run, 5.0)
+    assert desk.state(id) == "scheduled"
+    desk.later(5.1)
+    assert desk.reserve()[0].attempt == 1
+
+
+def test_what_never_started_goes_back_to_the_front(desk: Desk) -> None:
+    first, second = desk.submit(b"a", b"b")
+    [task] = desk.reserve(1)
+    assert desk.report(GIVE_BACK, first, task.run)
+    assert [(task.id, task.attempt) for task in desk.reserve()] == [(first, 1), (second, 1)]
+
+
+# -- leases and fences
+
+
+def test_a_silent_workers_task_runs_elsewhere_and_its_late_outcome_is_refused(make_desk: MakeDesk) -> None:
+    desk = make_desk(lease=2.0)
+    [id] = desk.submit()
+    [old] = desk.reserve()
+    desk.clock.advance(10.0)
+    desk.queue.tick()
+    assert desk.state(id) == "scheduled"
+    desk.clock.advance(2.0)
+    desk.queue.tick()
+    session = desk.join("two")
+    [new] = desk.queue.reserve("two", session, 1, 0, (), 0).tasks
+    assert new.id == id and new.run > old.run and new.attempt == 2
+    assert not desk.report(ACK, id, old.run, b"late", 0.1)
+    assert desk.state(id) == "running"
+    assert not desk.queue.report("two", session, [(ACK, id, new.run, b"in time", 0.1)])
+    assert desk.queue.result(id).result == b"in time"
+
+
+def test_an_outcome_counts_once(desk: Desk) -> None:
+    [id] = desk.submit()
+    [task] = desk.reserve()
+    assert desk.report(ACK, id, task.run, b"first", 0.1)
+    assert not desk.report(ACK, id, task.run, b"second", 0.1)
+    assert not desk.fail(task)
+    assert desk.queue.result(id).result == b"first"
+
+
+def test_a_former_session_of_a_worker_is_over(desk: Desk) -> None:
+    old = desk.session
+    desk.session = desk.join("one")
+    assert desk.queue.reserve("one", old, 1, 0, (), 0).closed
+    with pytest.raises(StaleRun):
+        desk.queue.report("one", old, [])
+
+
+def test_what_a_dead_worker_had_not_begun_goes_back_at_once(desk: Desk) -> None:
+    begun, waiting = desk.submit(b"a", b"b", max_retries=0)
+    tasks = {task.id: task for task in desk.reserve()}
+    desk.queue.child_died("pool-of-one", "one", "signal 9", [(begun, tasks[begun].run)], True)
+    assert desk.state(begun) == "scheduled"  # a death, not a failure: it is tried again all the same
+    assert desk.state(waiting) == "pending"
+
+
+def test_a_task_that_kills_its_workers_is_poisoned_after_three(desk: Desk) -> None:
+    [id] = desk.submit()
+    for death in range(3):
+        name = f"victim-{death}"
+        session = desk.join(name)
+        desk.clock.advance(10.0)
+        desk.queue.tick()
+        session = desk.join(name)  # fresh heartbeat after the time that has passed
+        [task] = desk.queue.reserve(name, session, 1, 0, (), 0).tasks
+        desk.queue.child_died(f"pool-of-{name}", name, "signal 11", [(id, task.run)], True)
+    outcome = desk.queue.result(id)
+    assert (outcome.state, outcome.deaths, outcome.error and outcome.error[0]) == ("failed", 3, "poisoned")
+
+
+# -- submitting again
+
+
+def test_the_same_call_again_gives_the_same_ids(desk: Desk) -> None:
+    tasks = [NewTask("noop", b"a"), NewTask("noop", b"b")]
+    first = desk.queue.submit(CLIENT, 100, tasks)
+    assert desk.queue.submit(CLIENT, 100, tasks).ids == first.ids
+    assert len(desk.reserve()) == 2
+    with pytest.raises(KeyConflict):
+        desk.queue.submit(CLIENT, 100, [NewTask("noop", b"other")])
+
+
+def test_the_same_key_again_gives_the_same_task(desk: Desk) -> None:
+    [id] = desk.submit(key="order-1")
+    assert desk.submit(key="order-1") == [id]
+    [task] = desk.reserve()
+    desk.report(ACK, id, task.run, b"", 0.1)
+    assert desk.submit(key="order-1") == [id]  # also when it is done
+    assert desk.reserve() == []
+
+
+def test_the_same_key_with_another_content_is_a_conflict(desk: Desk) -> None:
+    desk.submit(b"a", key="order-1")
+    with pytest.raises(KeyConflict):
+        desk.submit(b"b", key="order-1")
+
+
+# -- cancel
+
+
+def test_a_cancelled_task_never_runs(desk: Desk) -> None:
+    waiting, scheduled = desk.submit(b"a") + desk.submit(b"b", delay=5.0)
+    assert desk.queue.cancel([waiting, scheduled, 4711]) == ["cancelled", "cancelled", "unknown"]
+    desk.later(10)
+    assert desk.reserve() == []
+    assert [desk.state(waiting), desk.state(scheduled)] == ["cancelled", "cancelled"]
+
+
+def test_what_runs_may_finish_but_is_not_tried_again(desk: Desk) -> None:
+    done, broken = desk.submit(b"a", b"b", max_retries=5)
+    tasks = {task.id: task for task in desk.reserve()}
+    assert desk.queue.cancel([done, broken]) == ["running", "running"]
+    desk.report(ACK, done, tasks[done].run, b"", 0.1)
+    desk.fail(tasks[broken])
+    assert [desk.state(done), desk.state(broken)] == ["completed", "cancelled"]
+    assert desk.queue.cancel([done]) == ["completed"]
+
+
+# -- limits
+
+
+def test_a_full_queue_refuses_and_accepts_again_when_there_is_room(make_desk: MakeDesk) -> None:
+    desk = make_desk(max_pending=3)
+    desk.submit(b"a", b"b")
+    with pytest.raises(QueueFull, match='queue "default" is full'):
+        desk.submit(b"c", b"d")
+    assert len(desk.submit(b"c")) == 1  # nothing of the refused call was taken
+    desk.submit(queue="another")
+    desk.reserve(2)
+    assert len(desk.submit(b"d")) == 1
+
+
+def test_a_payload_over_the_limit_is_refused(make_desk: MakeDesk) -> None:
+    desk = make_desk(max_payload=100)
+    desk.submit(b"x" * 100)
+    with pytest.raises(PayloadTooLarge):
+        desk.submit(b"x", b"x" * 101)
+    assert len(desk.reserve()) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"queue": ""}, {"delay": -1.0}, {"max_retries": -1}, {"priority": "high"}, {"timeout": 0.0}, {"key": ""}],
+)
+def test_values_out_of_range_are_refused(desk: Desk, options: dict[str, Any]) -> None:
+    with pytest.raises(BadArguments):
+        desk.submit(b"a", **options)
+    assert desk.reserve() == []
+
+
+# -- what people see
+
+
+def test_figures_count_what_happened(desk: Desk) -> None:
+    ids = desk.submit(*[b"p"] * 4, max_retries=0)
+    desk.submit(delay=60.0)
+    tasks = desk.reserve(3)
+    desk.report(ACK, tasks[0].id, tasks[0].run, b"", 0.1)
+    desk.fail(tasks[1])
+    desk.queue.cancel([ids[3]])
+    found = desk.queue.snapshot()
+    [queue] = found["queues"]
+    assert {name: queue[name] for name in ("pending", "scheduled", "running")} == {
+        "pending": 0,
+        "scheduled": 1,
+        "running": 1,
+    }
+    totals = found["totals"]
+    assert {name: totals[name] for name in ("submitted", "completed", "failed", "cancelled")} == {
+        "submitted": 5,
+        "completed": 1,
+        "failed": 1,
+        "cancelled": 1,
+    }
+
+
+def test_tasks_are_listed_newest_first_and_by_what_is_asked(desk: Desk) -> None:
+    one, two = desk.submit(b"a") + desk.submit(b"b", queue="mail")
+    [three] = desk.submit(b"c", type="other", delay=60.0)
+    listed = lambda *asked: [row["id"] for row in desk.queue.list_tasks(*asked)]  # noqa: E731
+    assert listed(None, None, None, 50) == [three, two, one]
+    assert listed(None, None, None, 2) == [three, two]
+    assert listed("pending", None, None, 50) == [two, one]
+    assert listed(None, "other", None, 50) == [three]
+    assert listed(None, None, "mail", 50) == [two]
+
+
+def test_finished_records_can_be_purged_and_others_cannot(desk: Desk) -> None:
+    done, open_ = desk.submit(b"a", b"b")
+    [task] = desk.reserve(1)
+    desk.report(ACK, done, task.run, b"", 0.1)
+    desk.later(100)
+    assert desk.queue.purge(["completed"], 200.0) == 0
+    assert desk.queue.purge(["completed"], 50.0) == 1
+    assert desk.queue.get([done]) == [None]
+    assert desk.state(open_) == "pending"
+    with pytest.raises(BadArguments):
+        desk.queue.purge(["pending"], 0.0)
+
+
+def test_news_of_finished_tasks_reaches_their_client(desk: Desk) -> None:
+    feed = desk.queue.finished(CLIENT, 0, 0.0)
+    [id] = desk.submit()
+    [task] = desk.reserve()
+    desk.report(ACK, id, task.run, b"result", 0.1)
+    news = desk.queue.finished(CLIENT, feed.cursor, 0.0)
+    assert [(item.id, item.state, item.result) for item in news.outcomes] == [(id, "completed", b"result")]
+    assert not desk.queue.finished(CLIENT, news.cursor, 0.0).outcomes
+
+
+def test_a_queue_that_stops_takes_outcomes_and_nothing_new(desk: Desk) -> None:
+    [id] = desk.submit()
+    [task] = desk.reserve()
+    feed = desk.queue.finished(CLIENT, 0, 0.0)
+
+    def wait_for_news() -> None:
+        with pytest.raises(ShuttingDown):
+            desk.queue.finished(CLIENT, feed.cursor, 20.0)
+
+    waiting = threading.Thread(target=wait_for_news)
+    waiting.start()
+    desk.queue.shut()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    with pytest.raises(ShuttingDown):
+        desk.submit()
+    assert desk.report(ACK, id, task.run, b"", 0.1)
+    assert desk.state(id) == "completed"
+
+
+# -- a restart
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    before = Desk(SqliteStore(path))
+    done, running, pending = before.submit(b"a", b"b", b"c")
+    [scheduled] = before.submit(delay=100.0)
+    tasks = before.reserve(2)
+    before.report(ACK, done, tasks[0].run, b"result", 0.1)
+    before.queue.close()
+
+    after = Desk(SqliteStore(path), "another")
+    after.seq = 100
+    try:
+        states = {id: after.state(id) for id in (done, running, pending, scheduled)}
+        assert states == {done: "completed", running: "running", pending: "pending", scheduled: "scheduled"}
+        assert after.queue.result(done).result == b"result"
+        assert after.queue.hello()["epoch"] == before.queue.hello()["epoch"] + 1
+        assert after.queue.hello()["store_id"] == before.queue.hello()["store_id"]
+        assert min(after.submit()) > scheduled
+        after.clock.advance(60.0)  # the worker does not come back: its task goes on elsewhere
+        after.queue.tick()
+        assert after.state(running) == "scheduled"
+    finally:
+        after.queue.close()
+
+
+def test_it_does_its_chores_by_itself(make_desk: MakeDesk) -> None:
+    desk = make_desk()
+    desk.queue.start()
+    [id] = desk.submit(delay=5.0)
+    desk.clock.advance(6.0)
+    wait_until(lambda: desk.state(id) == "pending", 5.0, "the due task")
