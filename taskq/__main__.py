@@ -10,9 +10,9 @@ import sys
 
 import click
 
-from taskq import __version__
 from taskq.cli.options import Group
 from taskq.cli.output import run
+from taskq.config import VERSION
 
 SUBCOMMANDS = {
     "manager": "Run the queue, with a pool of workers on this machine.",
@@ -43,7 +43,7 @@ class _Subcommands(Group):
 
 
 @click.group(cls=_Subcommands, example="taskq manager          (the same as taskq-manager)")
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.version_option(VERSION, message="%(prog)s %(version)s")
 def command() -> None:
     """A distributed task queue with no broker to install."""
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
-from taskq import __version__, addresses, config, logs
+from taskq import addresses, config, logs
 from taskq.clock import SystemClock
 from taskq.config import Address, Join, ManagerSettings
 from taskq.errors import ConfigError
@@ -84,10 +84,10 @@ class Manager:
         settings = self.settings
         settings.state.make()
         key = config.read_or_make_key(Path(settings.key_file) if settings.key_file else settings.state.key)
-        logs.event(log, logging.INFO, "starting", f"taskq {__version__} opens {settings.store or settings.state.store}")
+        store = settings.store or settings.state.store
+        logs.event(log, logging.INFO, "starting", f"taskq {config.VERSION} opens {store}")
         sys.setswitchinterval(SWITCH_INTERVAL)
-        self._queue = JobQueue(self._make_store(), self._clock, settings.queue, self._on_failure)
-        self._load(self._queue)
+        self._queue = self._open_queue()
         self._server = self._listen(self._queue, key)
         self._server.start()
         join = Join(
@@ -108,18 +108,24 @@ class Manager:
             return MemoryStore()
         return SqliteStore(Path(place) if place else self.settings.state.store)
 
-    def _load(self, job_queue: JobQueue) -> None:
+    def _open_queue(self) -> JobQueue:
         """Bring the stored tasks back. They live long and make no cycles: the collector need not look at them again."""
+        store = self._make_store()
+        job_queue = JobQueue(store, self._clock, self.settings.queue, self._on_failure)
         job_queue.self_report = self._report
         job_queue.local_pool = self.run_id
         gc.disable()
         try:
             job_queue.open(self._say_progress)
+        except BaseException:
+            store.close()
+            raise
         finally:
             gc.enable()
         gc.freeze()
         gc.set_threshold(*gc.get_threshold()[:2], COLLECT_OLDEST_AFTER)
         job_queue.start()
+        return job_queue
 
     def _say_progress(self, done: int, total: int) -> None:
         if self._signals:
@@ -178,7 +184,7 @@ class Manager:
     def _report(self) -> dict[str, Any]:
         """What the queue cannot know of its process, for the snapshot."""
         return {
-            "version": __version__,
+            "version": config.VERSION,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "address": str(self.address) if self._server else None,

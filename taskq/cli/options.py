@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import click
 
-from taskq import __version__, config
+from taskq import config
 from taskq.cli.output import Output
 from taskq.errors import ConfigError
 
@@ -193,7 +193,7 @@ def common_options(function: Function[R]) -> Function[R]:
         click.option("--json", "as_json", is_flag=True, help="Print data and errors as JSON."),
         click.option("-q", "--quiet", is_flag=True, help="Print data and errors only."),
         click.option("--color", type=click.Choice(("auto", "always", "never")), default="auto", show_default=True),
-        click.version_option(__version__, message="%(prog)s %(version)s"),
+        click.version_option(config.VERSION, message="%(prog)s %(version)s"),
     ]
     return _apply(options, wrapper)
 
