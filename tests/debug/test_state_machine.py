@@ -1,0 +1,353 @@
+"""Random walks over the pure queue, against a model that is too simple to be wrong; `check` after every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from taskq.config import QueueSettings
+from taskq.errors import InvalidTransition, QueueFull, StaleRun
+from taskq.queue.check import check
+from taskq.queue.leases import Moment, Worker
+from taskq.queue.lifecycle import TRANSITIONS, next_state
+from taskq.queue.state import HOLD, RUNS_PER_EPOCH, Changes, QueueState
+from taskq.queue.task import FINAL, NewTask, State, TaskRow, to_row
+from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
+
+LEASE = 30.0
+LIMIT = 40
+QUEUES = ("a", "b")
+TYPES = ("x", "y")
+POOL = {"id": "pool", "name": "pool", "host": "h", "pid": 1, "local": None}
+
+
+def info(incarnation: str, queues: tuple[str, ...], types: tuple[str, ...]) -> Any:
+    described = [{"name": name} for name in types]
+    return {
+        **{"incarnation": incarnation, "pool": POOL, "name": incarnation, "host": "h", "pid": 2, "threads": 2},
+        **{"queues": queues, "types": described},
+    }
+
+
+class QueueWalk(RuleBasedStateMachine):
+    """The model: what each task's state must be, and which runs are out with which worker."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.mono, self.wall = 1_000.0, 1_000_000.0
+        self.state = QueueState(QueueSettings(lease=LEASE, max_pending=LIMIT), epoch=1)
+        self.expected: dict[int, State] = {}
+        self.wanted: dict[int, NewTask] = {}
+        self.out: dict[str, dict[int, int]] = {}
+        self.stored: dict[int, TaskRow] = {}
+        self.unsaved: set[int] = set()
+        self.highest_run = 0
+        self.workers = 0
+        self.restarted_at: float | None = None
+
+    @property
+    def now(self) -> Moment:
+        return Moment(self.mono, self.wall)
+
+    def save(self, changes: Changes, *, durable: bool = True) -> None:
+        for task in changes.written:
+            self.expected[task.id] = task.state
+            if durable:
+                self.stored[task.id] = to_row(task)
+                self.unsaved.discard(task.id)
+            else:
+                self.unsaved.add(task.id)
+        assert {task.id for task in changes.final} == {t.id for t in changes.written if t.state in FINAL}
+        for task in changes.final:
+            self.state.forget(task)
+
+    def session(self, incarnation: str) -> Worker:
+        worker = self.state.leases.workers[incarnation]
+        return worker
+
+    # -- clients
+
+    @rule(
+        queue=st.sampled_from(QUEUES),
+        kind=st.sampled_from(TYPES),
+        priorities=st.lists(st.integers(-2, 2), min_size=1, max_size=5),
+        delay=st.sampled_from([0.0, 0.0, 5.0]),
+        retries=st.integers(0, 2),
+    )
+    def submit(self, queue: str, kind: str, priorities: list[int], delay: float, retries: int) -> None:
+        items = [NewTask(kind, b"p", queue, priority, retries, 1.0, delay) for priority in priorities]
+        waiting = sum(
+            state in (State.PENDING, State.SCHEDULED) and self.wanted[number].queue == queue
+            for number, state in self.expected.items()
+        )
+        if waiting + len(items) > LIMIT:
+            with pytest.raises(QueueFull):
+                self.state.submit(1, items, {}, self.now)
+            return
+        accepted = self.state.submit(1, items, {}, self.now)
+        assert not accepted.existing and accepted.ids == sorted(set(accepted.ids))
+        assert not set(accepted.ids) & self.expected.keys(), "an id was given twice"
+        self.wanted.update(zip(accepted.ids, items, strict=True))
+        self.save(accepted.changes)
+        for number in accepted.ids:
+            assert self.expected[number] is (State.SCHEDULED if delay else State.PENDING)
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.expected)))
+        before = self.expected[number]
+        after, changes = self.state.cancel(number, self.now)
+        self.save(changes)
+        if before in FINAL:
+            assert after is None and not changes.written
+        elif before is State.RUNNING:
+            assert after is State.RUNNING and self.state.tasks[number].cancel_requested
+        else:
+            assert after is State.CANCELLED
+
+    # -- workers
+
+    @rule(queues=st.sampled_from([(), ("a",), ("a", "b")]), types=st.sampled_from([("x",), ("x", "y")]))
+    def join(self, queues: tuple[str, ...], types: tuple[str, ...]) -> None:
+        if len(self.out) >= 4:
+            return
+        self.workers += 1
+        name = f"w{self.workers}"
+        _, lost, changes = self.state.attach(info(name, queues, types), [], self.now)
+        assert not lost and not changes.written
+        self.out[name] = {}
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data(), slots=st.integers(1, 4), extra=st.integers(0, 3), waiting=st.integers(0, 2))
+    def reserve(self, data: st.DataObject, slots: int, extra: int, waiting: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.out)))
+        worker = self.state.leases.workers.get(name)
+        if worker is None or not worker.attached:
+            return
+        servable = [
+            number
+            for number, state in self.expected.items()
+            if state is State.PENDING
+            and self.wanted[number].type in worker.types
+            and (not worker.queues or self.wanted[number].queue in worker.queues)
+            and not (self.state.kept_back is not None and number < self.state._kept_below)
+        ]
+        servable.sort(key=lambda number: (-self.wanted[number].priority, number))
+        tasks, changes = self.state.reserve(worker, slots, extra, ["x"], waiting, self.now)
+        if not worker.may_reserve(self.mono, LEASE / 3):
+            assert not tasks
+            return
+        share = -(-len(servable) // (waiting + 1))
+        assert [task.id for task in tasks[:slots]] == servable[: min(slots, share)]
+        assert all(task.type == "x" for task in tasks[slots:]) and len(tasks) <= min(slots + extra, max(share, 0))
+        for task in tasks:
+            assert task.run > self.highest_run, "a run was given twice"
+            self.highest_run = task.run
+            self.out[name][task.id] = task.run
+        self.save(changes, durable=data.draw(st.booleans()))
+
+    def draw_held(self, data: st.DataObject) -> tuple[str, int, int] | None:
+        held = [(name, number, run) for name, tasks in sorted(self.out.items()) for number, run in tasks.items()]
+        return data.draw(st.sampled_from(held)) if held else None
+
+    def is_current(self, name: str, number: int, run: int) -> bool:
+        task = self.state.tasks.get(number)
+        worker = self.state.leases.workers.get(name)
+        return bool(worker and task and task.state is State.RUNNING and task.run == run and task.worker == name)
+
+    @rule(data=st.data(), what=st.sampled_from(["ack", "nack", "permanent", "give back", "snooze"]))
+    def report(self, data: st.DataObject, what: str) -> None:
+        held = self.draw_held(data)
+        if held is None:
+            return
+        name, number, run = held
+        worker = self.state.leases.workers.get(name)
+        if worker is None or not worker.attached:
+            return
+        error = ("error", "E", "m", "t")
+        reports = {
+            "ack": (ACK, number, run, b"r", 0.1),
+            "nack": (NACK, number, run, error, None, 0.1),
+            "permanent": (NACK, number, run, error, -1, 0.1),
+            "give back": (GIVE_BACK, number, run),
+            "snooze": (SNOOZE, number, run, 3.0),
+        }
+        current = self.is_current(name, number, run)
+        before = to_row(self.state.tasks[number]) if number in self.state.tasks else None
+        refused, changes = self.state.report(worker, [reports[what]], self.now)
+        del self.out[name][number]
+        assert refused == ([] if current else [0])
+        if not current:
+            now = self.state.tasks.get(number)
+            assert not changes.written and before == (None if now is None else to_row(now)), "a stale word counted"
+            return
+        assert before is not None
+        self.save(changes)
+        after = self.expected[number]
+        if what == "ack":
+            assert after is State.COMPLETED
+        elif what == "permanent":
+            assert after is State.FAILED
+        elif before.cancel_requested and not (what == "nack" and before.failures >= before.max_retries):
+            assert after is State.CANCELLED
+        elif what == "nack":
+            assert after is (State.FAILED if before.failures >= before.max_retries else State.SCHEDULED)
+        else:
+            assert after is (State.PENDING if what == "give back" else State.SCHEDULED)
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data())
+    def attach_again(self, data: st.DataObject) -> None:
+        """A cut connection: the worker is back and holds some of what it was given, the rest never reached it."""
+        name = data.draw(st.sampled_from(sorted(self.out)))
+        kept = data.draw(st.sets(st.sampled_from(sorted(self.out[name])))) if self.out[name] else set()
+        held = [(number, run) for number, run in self.out[name].items() if number in kept]
+        queues, types = (), ("x", "y")
+        current = {number for number, run in held if self.is_current(name, number, run)}
+        worker, lost, changes = self.state.attach(info(name, queues, types), held, self.now)
+        self.save(changes)
+        assert current <= {number for number, _ in held} - {number for number, _ in lost}
+        assert worker.running.keys() == {number for number, _ in held} - {number for number, _ in lost}
+        self.out[name] = dict(held)
+
+    @precondition(lambda self: self.out)
+    @rule(data=st.data(), counts=st.booleans())
+    def die(self, data: st.DataObject, counts: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.out)))
+        held = self.out.pop(name)
+        started = {n: run for n, run in held.items() if data.draw(st.booleans())}
+        worker = self.state.leases.remove(name, dead=True)
+        if worker is not None:
+            before = {number: to_row(task) for number, task in worker.running.items()}
+            self.save(self.state.worker_gone(worker, "signal 11", started, self.now, counts=counts))
+            for number, row in before.items():
+                died = counts and started.get(number) == row.run
+                if died and row.deaths == 2:
+                    assert self.expected[number] is State.FAILED
+                elif row.cancel_requested:
+                    assert self.expected[number] is State.CANCELLED
+                else:
+                    assert self.expected[number] is (State.SCHEDULED if died else State.PENDING)
+        with pytest.raises(StaleRun):
+            self.state.attach(info(name, (), TYPES), [], self.now)
+
+    # -- time
+
+    @rule(data=st.data(), seconds=st.sampled_from([0.5, 4.0, 11.0, 40.0]))
+    def pass_time(self, data: st.DataObject, seconds: float) -> None:
+        self.mono += seconds
+        self.wall += seconds
+        beating = [name for name in self.out if data.draw(st.booleans())]
+        children = [{"incarnation": name, "stopped": False, "running": ()} for name in beating]
+        self.state.leases.beat(POOL, children, self.mono)
+        for changes in self.state.tick(self.now):
+            self.save(changes)
+        for task in self.state.tasks.values():
+            assert task.state is not State.SCHEDULED or task.due_at > self.wall, "it is due and not pending"
+        for worker in self.state.leases.workers.values():
+            assert worker.expires > self.mono or not worker.running, "a lease outlived its time"
+
+    @rule(seconds=st.sampled_from([-366 * 86400.0, 366 * 86400.0]))
+    def jump_wall_clock(self, seconds: float) -> None:
+        leased = {name: set(worker.running) for name, worker in self.state.leases.workers.items()}
+        self.wall += seconds
+        for changes in self.state.tick(self.now):
+            self.save(changes)
+        now = {name: set(worker.running) for name, worker in self.state.leases.workers.items()}
+        assert leased == now, "a lease ended by the wall clock"
+
+    @rule(data=st.data())
+    def restart(self, data: st.DataObject) -> None:
+        """The manager is killed: what was not written is lost, the workers live on."""
+        epoch = self.state.epoch + 1
+        state = QueueState(QueueSettings(lease=LEASE, max_pending=LIMIT), epoch=epoch, next_id=self.state.next_id)
+        for name in self.out:
+            if name in self.state.leases.workers:
+                state.leases.expect(name, "pool", name, "h", 2, self.mono)
+        live = [row._replace(payload=b"p") for _, row in sorted(self.stored.items()) if row.state not in FINAL]
+        assert state.load(live, self.now) == len(live)
+        before, self.state = self.state, state
+        self.expected = {number: State(row.state) for number, row in self.stored.items()}
+        self.unsaved.clear()
+        check(self.state)
+        owners = {
+            (number, task.run): worker.incarnation
+            for worker in before.leases.workers.values()
+            for number, task in worker.running.items()
+        }
+        for name in sorted(self.out):
+            if data.draw(st.booleans()) and name in before.leases.workers:
+                held = list(self.out[name].items())
+                _, lost, changes = self.state.attach(info(name, (), TYPES), held, self.now)
+                self.save(changes)
+                for number, run in held:
+                    if owners.get((number, run)) == name:
+                        assert (number, run) not in lost, "a worker that came back in time lost its run"
+
+    # -- always
+
+    @invariant()
+    def agrees(self) -> None:
+        if not hasattr(self, "state"):
+            return
+        check(self.state)
+        alive = {number: state for number, state in self.expected.items() if state not in FINAL}
+        assert {number: task.state for number, task in self.state.tasks.items()} == alive
+        for name, tasks in self.out.items():
+            worker = self.state.leases.workers.get(name)
+            if worker is not None:
+                assert {n: task.run for n, task in worker.running.items()}.items() <= tasks.items() | {
+                    (n, task.run) for n, task in worker.running.items() if not worker.attached
+                }
+
+
+TestQueueWalk = QueueWalk.TestCase
+TestQueueWalk.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_a_restart_releases_what_it_kept_back() -> None:
+    before = QueueState(QueueSettings())
+    accepted = before.submit(1, [NewTask("x", b"p")] * 3, {}, Moment(0.0, 0.0))
+    after = QueueState(QueueSettings(), epoch=2, next_id=before.next_id)
+    after.leases.expect("w1", "pool", "w1", "h", 2, 0.0)
+    after.load([to_row(task) for task in accepted.changes.written], Moment(0.0, 0.0))
+    worker, _, _ = after.attach(info("w2", (), TYPES), [], Moment(0.0, 0.0))
+    fresh = after.submit(1, [NewTask("x", b"p")], {}, Moment(0.0, 0.0))
+    tasks, _ = after.reserve(worker, 4, 0, (), 0, Moment(0.0, 0.0))
+    assert [task.id for task in tasks] == fresh.ids, "new submits go at once, older ones wait"
+    assert after.next_deadline(Moment(0.0, 0.0)) == HOLD
+    released = after.tick(Moment(HOLD, HOLD))
+    assert {("default", "x"): 3} in [changes.ready for changes in released]
+    tasks, _ = after.reserve(worker, 4, 0, (), 0, Moment(HOLD, HOLD))
+    assert [task.id for task in tasks] == accepted.ids
+    check(after)
+
+
+def test_a_run_the_store_never_saw_is_taken_up_only_from_the_epoch_before() -> None:
+    def restart(epoch: int) -> tuple[QueueState, list[tuple[int, int]]]:
+        state = QueueState(QueueSettings(), epoch=epoch, next_id=2)
+        row = to_row(QueueState(QueueSettings()).submit(1, [NewTask("x", b"p")], {}, Moment(0, 0)).changes.written[0])
+        state.load([row], Moment(0.0, 0.0))
+        _, lost, _ = state.attach(info("w", (), TYPES), [(1, 4 * RUNS_PER_EPOCH + 9)], Moment(0.0, 0.0))
+        check(state)
+        return state, lost
+
+    assert restart(5)[1] == []
+    assert restart(6)[1] == [(1, 4 * RUNS_PER_EPOCH + 9)]
+
+
+def test_a_pair_that_is_not_in_the_table_changes_nothing() -> None:
+    for event, moves in TRANSITIONS.items():
+        for state in (None, *State):
+            if state in moves:
+                assert next_state(state, event) is moves[state]
+            else:
+                with pytest.raises(InvalidTransition):
+                    next_state(state, event)
