@@ -230,13 +230,17 @@ class QueueService(Protocol):
         ...
 
     def get(self, ids: Sequence[int]) -> Sequence[dict[str, Any] | None]:
-        """Whole records (`taskq.queue.task.describe`), None where there is no such task."""
+        """Records (`taskq.queue.task.describe`), None where there is no such task.
+
+        Those that would make the reply longer than about `MAX_BATCH_BYTES` are ``cut``: payload, result and traceback
+        are left out. The first one is always whole.
+        """
         ...
 
     def list_tasks(
         self, state: str | None, type: str | None, queue: str | None, limit: int
     ) -> Sequence[dict[str, Any]]:
-        """Whole records, newest first."""
+        """Records, newest first; as in `get` they may be ``cut``."""
         ...
 
     def cancel(self, ids: Sequence[int]) -> Sequence[str]:
@@ -282,7 +286,8 @@ class QueueService(Protocol):
     ) -> Reserved:
         """Up to ``slots`` tasks of any type that this worker offers, and up to ``extra`` more of the ``fast`` types.
 
-        Waits up to ``timeout`` seconds for the first one.
+        Waits up to ``timeout`` seconds for the first one. Their payloads are at most `MAX_BATCH_BYTES` in all (a larger
+        one travels alone).
         """
         ...
 

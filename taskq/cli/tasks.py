@@ -78,6 +78,8 @@ def list_tasks(
     with connected(connection) as queue:
         found = queue.list_tasks(state, type_name, queue_name, limit)
         types = queue.types()["types"] if output.json and found else ()
+        if output.json:
+            found = [_whole(queue, record) for record in found]
     from taskq import records
 
     if output.json:
@@ -90,6 +92,14 @@ def list_tasks(
     else:
         output.note('no tasks; submit some with "taskq-submit --random --count 20"')
     return out.EXIT_OK
+
+
+def _whole(queue: QueueService, record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its large parts, which a long list leaves out."""
+    if not record.get("cut"):
+        return record
+    (whole,) = queue.get([record["id"]])
+    return whole or record
 
 
 @task.command("show", example="taskq-monitor task show 42 --json")

@@ -10,8 +10,8 @@ from taskq.queue.core import QueueCore
 from taskq.queue.feeds import outcome, unknown
 from taskq.queue.idempotency import call_digest
 from taskq.queue.limits import checked
-from taskq.queue.task import FINAL, STATE_BY_LABEL, NewTask, State, describe
-from taskq.service import MAX_BATCH, MAX_WAIT, Finished, Outcome, Submitted
+from taskq.queue.task import FINAL, STATE_BY_LABEL, NewTask, State, TaskRow, cut, describe
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, Finished, Outcome, Submitted
 from taskq.stores.base import CallRow, KeyRow
 
 _LIVE = {state.label for state in State if state not in FINAL}
@@ -115,7 +115,7 @@ class ClientVerbs(QueueCore):
             raise BadArguments(f"at most {MAX_BATCH:,} ids in one call")
         self._write_out()
         rows = self._store.get(ids)
-        return [describe(rows[task_id]) if task_id in rows else None for task_id in ids]
+        return _described([rows.get(task_id) for task_id in ids])
 
     def list_tasks(
         self, state: str | None, type: str | None, queue: str | None, limit: int
@@ -125,7 +125,8 @@ class ClientVerbs(QueueCore):
         if not 0 < limit <= MAX_BATCH:
             raise BadArguments(f"a limit is a number from 1 to {MAX_BATCH:,}")
         self._write_out()
-        return [describe(row) for row in self._store.select(states=states, type=type, queue=queue, limit=limit)]
+        rows = self._store.select(states=states, type=type, queue=queue, limit=limit)
+        return [record for record in _described(rows) if record is not None]
 
     def cancel(self, ids: Sequence[int]) -> Sequence[str]:
         """Cancel these tasks; gives what each is now."""
@@ -153,6 +154,21 @@ class ClientVerbs(QueueCore):
         while (gone := self._purge_piece(wanted, self._clock.wall() - older_s)) > 0:
             total += gone
         return total
+
+
+def _described(rows: Sequence[TaskRow | None]) -> list[dict[str, Any] | None]:
+    """Records for one reply: whole as long as they are `MAX_BATCH_BYTES` in all (the first in any case), else cut."""
+    records: list[dict[str, Any] | None] = []
+    room = MAX_BATCH_BYTES
+    for row in rows:
+        if row is None:
+            records.append(None)
+            continue
+        size = len(row.payload or b"") + len(row.result or b"") + sum(map(len, row.error or ()))
+        whole = size <= room or not any(records)
+        records.append(describe(row) if whole else cut(row))
+        room -= size if whole else 0
+    return records
 
 
 def _replayed(call: CallRow, digest: bytes, items: Sequence[NewTask], known: Mapping[str, KeyRow]) -> Submitted:

@@ -234,4 +234,15 @@ def describe(row: TaskRow) -> dict[str, Any]:
     record["state"] = State(row.state).label
     record["cancel_requested"] = bool(row.cancel_requested)
     record["error"] = None if row.error is None else TaskError(*row.error)._asdict()
+    record["cut"] = False
     return record
+
+
+SHORT_MESSAGE = 200
+"""Characters of an error's message that are left in a record that is `cut`."""
+
+
+def cut(row: TaskRow) -> dict[str, Any]:
+    """What `describe` gives, without what may be large: payload, result, traceback, the end of a long message."""
+    error = None if row.error is None else (*row.error[:2], row.error[2][:SHORT_MESSAGE], "")
+    return {**describe(row._replace(payload=None, result=None, error=error)), "cut": True}

@@ -13,6 +13,8 @@ from taskq.queue.leases import Worker
 from taskq.queue.state import Changes
 from taskq.queue.task import Task
 from taskq.service import (
+    GIVE_BACK,
+    MAX_BATCH_BYTES,
     MAX_WAIT,
     Attached,
     BeatReply,
@@ -135,7 +137,19 @@ class WorkerVerbs(QueueCore):
             self._record(changes)
             handouts = [_handout(task) for task in tasks]
             self._commit.settle_submits(max(task.id for task in tasks))
-        return Reserved(self._with_payloads(handouts), False)
+        whole = self._with_payloads(handouts)
+        fitting = _fitting(whole)
+        if fitting < len(whole):
+            self._take_back(incarnation, session, whole[fitting:])
+        return Reserved(whole[:fitting], False)
+
+    def _take_back(self, incarnation: str, session: int, handouts: Sequence[Handout]) -> None:
+        """Tasks that were taken for a worker, but are too large to travel with those before them."""
+        with self._lock:
+            worker = self._state.leases.session(incarnation, session)
+            if worker is not None:
+                back = [(GIVE_BACK, handout.id, handout.run) for handout in handouts]
+                self._finish(self._state.report(worker, back, self._now())[1], durable=False)
 
     def _with_payloads(self, handouts: list[Handout]) -> list[Handout]:
         resting = [handout.id for handout in handouts if handout.payload is None]
@@ -185,6 +199,16 @@ class WorkerVerbs(QueueCore):
             changes.ready[shelf] = changes.ready.get(shelf, 0) + count
         changes.left.append(worker.incarnation)
         self._waiting.recall(worker.incarnation)
+
+
+def _fitting(handouts: Sequence[Handout]) -> int:
+    """How many of these may travel in one reply: their payloads are at most `MAX_BATCH_BYTES`, or there is only one."""
+    size = 0
+    for number, handout in enumerate(handouts):
+        size += len(handout.payload)
+        if size > MAX_BATCH_BYTES:
+            return max(number, 1)
+    return len(handouts)
 
 
 def _handout(task: Task) -> Handout:
