@@ -63,9 +63,7 @@ def unpack(data: bytes) -> Any:
     if len(data) > COUNTED:
         _count_items(data)
     try:
-        return msgpack.unpackb(
-            data, use_list=False, max_array_len=MAX_ARRAY, max_map_len=MAX_ARRAY, ext_hook=_refuse_extension
-        )
+        return msgpack.unpackb(data, **_FRAME_OPTIONS)
     except _BAD_INPUT as error:
         raise Malformed(f"not a message: {_text(error)}") from None
 
@@ -73,6 +71,14 @@ def unpack(data: bytes) -> Any:
 def _refuse_extension(code: int, data: bytes) -> NoReturn:
     raise Malformed(f"not a message: extension type {code}")
 
+
+_FRAME_OPTIONS: dict[str, Any] = {
+    "use_list": False,
+    "max_array_len": MAX_ARRAY,
+    "max_map_len": MAX_ARRAY,
+    "max_ext_len": 0,
+    "ext_hook": _refuse_extension,  # for an extension of no length
+}
 
 # Width in bytes of what follows the first byte: (of the value itself) or (of the length of its content).
 _FIXED_WIDTH = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
@@ -113,7 +119,8 @@ def _count_items(data: bytes) -> None:
 def encode(value: object, name: str = "value") -> bytes:
     """A payload or result as bytes. Raises `NotEncodable`; its message gives the path, which starts with ``name``.
 
-    Only exact types are taken: a subclass would arrive as something else than what was sent.
+    Only exact types are taken: a subclass would arrive as something else than what was sent. A datetime keeps its
+    microseconds and its offset from UTC, not the name of its time zone.
 
     >>> decode(encode({"n": 2**70, "pair": (1, None)}))
     {'n': 1180591620717411303424, 'pair': [1, None]}
@@ -126,9 +133,12 @@ def encode(value: object, name: str = "value") -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """What `encode` made into ``data``; tuples arrive as lists. Raises `Malformed`."""
+    """What `encode` made into ``data``; tuples arrive as lists. Raises `Malformed`.
+
+    A standard timestamp (extension -1), which `encode` never makes, is read as a datetime in UTC.
+    """
     try:
-        return msgpack.unpackb(data, use_list=True, ext_hook=_from_extension)
+        return msgpack.unpackb(data, use_list=True, ext_hook=_from_extension, timestamp=3)
     except _BAD_INPUT as error:
         raise Malformed(f"not a payload: {_text(error)}") from None
 

@@ -1,0 +1,209 @@
+"""A queue that only answers, behind the real server: what the tests of the wire talk to, in process or as a program.
+
+As a program: ``python wire_service.py [--descriptors N] [--memory BYTES] [--port P]`` prints its address and serves
+until its stdin ends. ``--memory`` limits what it may map beyond what it has when it starts to serve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from taskq.config import VERSION, Address, Join
+from taskq.errors import TaskqError
+from taskq.queue.task import NewTask
+from taskq.service import PROTOCOL, Finished, Handout, Hello, Outcome, QueueService, Reserved, Submitted
+from taskq.wire.frames import Channel
+from taskq.wire.handshake import NONCE_BYTES, ClientHandshake
+from taskq.wire.server import WireServer
+
+KEY = bytes(range(32))
+OUTCOME = Outcome(7, "failed", None, ("error", "ValueError", "no", "Traceback …"), 3, 0, "host-1/0")
+HANDOUT = Handout(7, 2**40 + 1, "compute", b"\x92\x90\x80", "default", 1, None, "c1", 1_700_000_000.5)
+
+
+class Answers(QueueService):
+    """Answers each verb at once with something of the right shape, and remembers the last call.
+
+    ``get``, which takes any numbers, is the tests' own: ``get([-1])`` raises `failure`, ``get([-2])`` waits for `go`,
+    ``get([-3, N])`` gives N bytes.
+    """
+
+    def __init__(self) -> None:
+        self.last: tuple[Any, ...] = ()
+        self.failure: BaseException = TaskqError("nothing wrong")
+        self.go = threading.Event()
+        self.waiting = threading.Event()
+        self.calls = 0
+
+    def hello(self) -> Hello:
+        self.calls += 1
+        self.last = ("hello",)
+        return Hello(
+            name="tests",
+            version=VERSION,
+            store_id=5,
+            epoch=2,
+            durable=False,
+            pid=os.getpid(),
+            started_at=1.5,
+            max_payload=99,
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        self.last = ("snapshot",)
+        return {"schema": "taskq.snapshot/1", "threads": threading.active_count()}
+
+    def submit(self, client: int, seq: int, items: Sequence[NewTask]) -> Submitted:
+        self.last = ("submit", client, seq, items)
+        return Submitted(list(range(len(items))), [0])
+
+    def finished(self, client: int, cursor: int, timeout: float) -> Finished:
+        self.last = ("finished", client, cursor, timeout)
+        return Finished(cursor + 1, True, [OUTCOME])
+
+    def wait(self, ids: Sequence[int], timeout: float) -> Sequence[Outcome]:
+        self.last = ("wait", ids, timeout)
+        return [OUTCOME._replace(id=number) for number in ids]
+
+    def result(self, id: int) -> Outcome:
+        self.last = ("result", id)
+        return Outcome(id, "completed", b"r" * 100, None, 0, 0, None)
+
+    def get(self, ids: Sequence[int]) -> Sequence[dict[str, Any] | None]:
+        self.last = ("get", ids)
+        self.calls += 1
+        if ids and ids[0] == -1:
+            raise self.failure
+        if ids and ids[0] == -2:
+            self.waiting.set()
+            self.go.wait(20)
+        if ids and ids[0] == -3:
+            return [{"result": bytes(ids[1])}]
+        return [{"id": number, "state": "pending"} for number in ids]
+
+    def cancel(self, ids: Sequence[int]) -> Sequence[str]:
+        self.last = ("cancel", ids)
+        return ["cancelled" for _ in ids]
+
+    def purge(self, states: Sequence[str], older_s: float) -> int:
+        self.last = ("purge", states, older_s)
+        return 3
+
+    def reserve(
+        self, incarnation: str, session: int, slots: int, extra: int, fast: Sequence[str], timeout: float
+    ) -> Reserved:
+        self.last = ("reserve", incarnation, session, slots, extra, fast, timeout)
+        self.calls += 1
+        if incarnation == "waits":
+            self.waiting.set()
+            self.go.wait(20)
+        return Reserved([HANDOUT] * slots, False)
+
+    def report(self, incarnation: str, session: int, reports: Sequence[Any]) -> Sequence[int]:
+        self.last = ("report", incarnation, session, reports)
+        return [1]
+
+
+@contextmanager
+def serving(service: QueueService, host: str = "127.0.0.1", port: int = 0, key: bytes = KEY) -> Iterator[WireServer]:
+    """A server in this process."""
+    server = WireServer(service, host, port, key)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def serving_process(*options: object) -> Iterator[tuple[subprocess.Popen[str], Address]]:
+    """A server in a process of its own; its log goes to this process's stderr."""
+    command = [sys.executable, __file__, *map(str, options)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            yield process, Address.parse(process.stdout.readline())
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+def join_of(address: Address, key: bytes = KEY) -> Join:
+    """What a client needs."""
+    return Join((address,), key, source="join.json")
+
+
+def dial(address: Address, timeout: float = 10.0) -> socket.socket:
+    """A plain connection, as a stranger makes it."""
+    return socket.create_connection((address.host, address.port), timeout)
+
+
+@contextmanager
+def authenticated(address: Address, key: bytes = KEY) -> Iterator[Channel]:
+    """A channel after the handshake, for requests that no honest client sends."""
+    sock = dial(address)
+    sock.settimeout(None)
+    channel = Channel(sock)
+    try:
+        shake = ClientHandshake(key, PROTOCOL, VERSION, os.urandom(NONCE_BYTES))
+        channel.send(shake.answer(channel.receive(5.0)))
+        shake.finish(channel.receive(5.0))
+        yield channel
+    finally:
+        channel.close()
+
+
+def until_end(sock: socket.socket, timeout: float = 10.0) -> bytes:
+    """Everything that still comes, until the other side ends the connection; fails when it does not."""
+    give_up = time.monotonic() + timeout
+    heard = b""
+    while True:
+        ready, _, _ = select.select([sock], [], [], max(give_up - time.monotonic(), 0))
+        assert ready, f"the connection was still open after {timeout:g} s"
+        try:
+            data = sock.recv(65536)
+        except ConnectionError:
+            return heard
+        if not data:
+            return heard
+        heard += data
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--descriptors", type=int)
+    parser.add_argument("--memory", type=int)
+    parser.add_argument("--port", type=int, default=0)
+    options = parser.parse_args()
+    sys.setswitchinterval(0.0005)
+    if options.descriptors:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.descriptors, options.descriptors))
+    server = WireServer(Answers(), "127.0.0.1", options.port, KEY)
+    server.start()
+    if options.memory:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limit = pages * resource.getpagesize() + options.memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    print(server.address, flush=True)
+    sys.stdin.read()
+    server.stop()
+
+
+if __name__ == "__main__":
+    _main()
