@@ -202,18 +202,9 @@ class Client:
             self._feed.settle(self._results.ask(own))
         return handles
 
-    def resume(self, client: int, seq: int, ids: Sequence[int]) -> list[TaskHandle[Any]]:
-        """Go on as the client that made ``seq`` submit calls under the number ``client``; handles of its tasks.
-
-        Before anything else was submitted: a call that it may have made goes out again under the same number.
-        """
-        self.id, self._seq = client, seq
-        self._feed.client = client
-        store = self.hello()["store_id"]
-        handles: list[TaskHandle[Any]] = [TaskHandle(self._results, id, store, own=True) for id in ids]
-        with self._feed.submitting() as ticket:
-            self._feed.register(ticket, handles)
-        return handles
+    def resume(self, client: int) -> None:
+        """Before anything was submitted: be this client again. The same calls in the same order give the same ids."""
+        self.id = self._feed.client = client
 
     # -- tasks by id
 

@@ -1,0 +1,290 @@
+"""``taskq-submit``: submit tasks, declared for click; `taskq.submit` and `taskq.entries` do the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from taskq.cli.options import DURATION, Command, Connection, common_options, connection_options
+from taskq.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, EXIT_USAGE, Output, run
+from taskq.config import parse_duration
+from taskq.errors import ConfigError, TaskFailed, TaskqError
+
+if TYPE_CHECKING:
+    from taskq.client import Client
+    from taskq.entries import BadEntry, Entry
+    from taskq.queue.task import NewTask
+    from taskq.results import TaskHandle
+
+EXAMPLE = """\
+taskq-submit compute operation=factorial value=10 --wait
+taskq-submit --payload '{"type": "compute", "operation": "factorial", "value": 10}'
+taskq-submit --payload-file jobs.json
+taskq-submit --random --count 20"""
+
+FOREVER = "forever"
+BAR_FROM = 2_000
+"""Tasks from which on sending shows a progress bar."""
+
+
+class _Submit(Command):
+    """Makes the value of ``--wait`` optional: what follows it is its value only when it is a duration."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the missing values of ``--wait`` in, then go on as click does."""
+        words: list[str] = []
+        for index, word in enumerate(args):
+            if word == "--":
+                words += args[index:]
+                break
+            words.append(f"--wait={FOREVER}" if word == "--wait" and not _is_duration(args[index + 1 :]) else word)
+        return super().parse_args(ctx, words)
+
+
+def _is_duration(words: Sequence[str]) -> bool:
+    try:
+        return bool(words) and parse_duration(words[0]) >= 0
+    except ConfigError:
+        return False
+
+
+def _wait_time(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Seconds; infinite for ``--wait`` alone, None without it."""
+    if value is None:
+        return None
+    if value == FOREVER:
+        return float("inf")
+    try:
+        return parse_duration(value)
+    except ConfigError as error:
+        raise click.BadParameter(f"{error.message}; {error.hint}") from None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the tasks come from: exactly one of these."""
+
+    payload: str | None
+    payload_file: str | None
+    words: tuple[str, ...]
+    random: bool
+    count: int | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class How:
+    """What to do with the tasks. ``wait``: seconds, None = do not wait."""
+
+    wait: float | None
+    dry_run: bool
+    keep_going: bool
+    allow_unknown: bool
+
+
+@click.command(cls=_Submit, example=EXAMPLE)
+@click.argument("words", nargs=-1, metavar="[TYPE [NAME=VALUE]...]")
+@click.option("--payload", metavar="JSON", help="One task as JSON: its type and arguments.")
+@click.option("--payload-file", metavar="FILE", help="Tasks as a JSON array, one object, or JSON lines; - is stdin.")
+@click.option("--random", is_flag=True, help="Small random tasks of the built-in types, a few of which fail.")
+@click.option("--count", type=click.IntRange(1, 10_000_000), metavar="N", help="How many random tasks.  [10]")
+@click.option("--seed", type=int, metavar="N", help="The same seed gives the same random tasks.")
+@click.option("--max-retries", type=click.IntRange(0), metavar="N", help="Attempts after the first.  [the type's: 3]")
+@click.option("--queue", metavar="NAME", help="The queue to put them in.  [the type's: default]")
+@click.option("--priority", type=int, metavar="N", help="Higher first.  [0]")
+@click.option("--delay", type=DURATION, metavar="TIME", help="Not before so long from now.")
+@click.option("--dedupe-key", "key", metavar="KEY", help="The same key again gives the same task, not another one.")
+@click.option("--wait", metavar="[SECONDS]", callback=_wait_time, help="Wait for the results, and print them as JSON.")
+@click.option("--dry-run", is_flag=True, help="Check everything and show it, submit nothing.")
+@click.option("--keep-going", is_flag=True, help="Skip bad entries of a file instead of submitting nothing.")
+@click.option("--allow-unknown", is_flag=True, help="Submit types too that no worker offers.")
+@connection_options
+@common_options
+def command(connection: Connection, output: Output, wait: float | None, **values: Any) -> int:
+    """Submit tasks; prints their ids, one a line, or with --wait their results.
+
+    When it ends, the tasks are on disk. A file is submitted wholly or not at all, unless the queue is full half way:
+    then the same command again adds only the rest.
+    """
+    defaults = {name: values.pop(name) for name in ("max_retries", "queue", "priority", "delay", "key")}
+    how = How(wait, *(values.pop(name) for name in ("dry_run", "keep_going", "allow_unknown")))
+    source = Source(**values)
+    _check_usage(source, how, defaults)
+
+    from taskq.client import Client  # only now: help and usage errors need no client
+    from taskq.wire.client import RemoteQueue
+
+    join = connection.join()
+    with Client.over(
+        lambda: RemoteQueue(join, connect_timeout=connection.connect_timeout, reconnect=False),
+        patience=connection.connect_timeout,
+        allow_unknown=how.allow_unknown,
+        warn=output.warning,
+    ) as client:
+        return _submit(
+            client, source, how, {name: v for name, v in defaults.items() if v is not None}, connection, output
+        )
+
+
+def _check_usage(source: Source, how: How, defaults: Mapping[str, Any]) -> None:
+    given = sum((source.payload is not None, source.payload_file is not None, bool(source.words), source.random))
+    if given == 0:
+        raise click.UsageError("what to submit? Give TYPE name=value …, --payload, --payload-file or --random")
+    if given > 1:
+        raise click.UsageError("give one of TYPE name=value …, --payload, --payload-file and --random")
+    if not source.random and (source.count is not None or source.seed is not None):
+        raise click.UsageError("--count and --seed go with --random")
+    if how.keep_going and source.payload_file is None:
+        raise click.UsageError("--keep-going goes with --payload-file")
+    if how.wait is not None and how.dry_run:
+        raise click.UsageError("--dry-run submits nothing that --wait could wait for")
+    if defaults["key"] is not None and source.random:
+        raise click.UsageError("--dedupe-key stands for one task; --random makes many")
+
+
+def _submit(
+    client: Client, source: Source, how: How, defaults: Mapping[str, Any], connection: Connection, output: Output
+) -> int:
+    from taskq import entries, submit
+
+    skipped = 0
+
+    def skip(place: str, error: TaskqError) -> None:
+        nonlocal skipped
+        skipped += 1
+        output.warning(f"skipped: {place}{error.message}")
+
+    name, found = _read(source, defaults)
+    ready = submit.check(client, found, name, skip if how.keep_going else None)
+    if skipped:
+        output.note(f"{skipped:,} bad entries skipped, {len(ready):,} good ones")
+    if not ready:
+        output.error("no entry was good; nothing was submitted", code="bad_arguments")
+        return EXIT_USAGE
+    if how.dry_run:
+        for entry, _ in ready:
+            output.value(entries.as_json(entry))
+        output.note(f"{_tasks(len(ready))} would be submitted")
+        return EXIT_OK
+    notes = connection.state.path / "submits" if source.payload_file is not None else None
+    try:
+        handles = _send(client, [item for _, item in ready], notes, output)
+    except TaskqError as error:
+        if ids := error.details.get("ids"):
+            _print_ids(ids, output)
+        raise
+    if how.wait is None:
+        _print_ids([handle.id for handle in handles], output)
+        return EXIT_OK
+    return _wait(handles, how.wait, output)
+
+
+def _read(source: Source, defaults: Mapping[str, Any]) -> tuple[str, Iterable[Entry | BadEntry]]:
+    """A name for the source, and what it holds."""
+    from taskq import entries
+
+    if source.payload is not None:
+        return "--payload", [entries.read_payload(source.payload, "--payload", defaults)]
+    if source.words:
+        return "the command", [entries.read_words(source.words[0], source.words[1:], defaults)]
+    if source.random:
+        return "--random", entries.random_entries(source.count or 10, source.seed, defaults)
+    name = source.payload_file or ""
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read {name}: {(error.strerror or 'error').lower()}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is not UTF-8 text: byte {error.start:,} is bad") from None
+    name = "standard input" if name == "-" else name
+    return name, entries.read_file(text, name, defaults)
+
+
+def _send(client: Client, items: list[NewTask], notes: Path | None, output: Output) -> list[TaskHandle[Any]]:
+    from taskq import submit
+
+    if sum(item.key is not None for item in items) > len({item.key for item in items if item.key is not None}):
+        raise click.UsageError("--dedupe-key stands for one task, and there are several")
+    with _bar(len(items) if len(items) >= BAR_FROM else 0, "submitting", output) as advance:
+        return submit.send(client, items, notes, advance)
+
+
+def _wait(handles: list[TaskHandle[Any]], seconds: float, output: Output) -> int:
+    from taskq import submit
+
+    done: list[dict[str, Any]] = []
+    failed = False
+    on_screen = sys.stdout.isatty() and not output.json
+    try:
+        with _bar(len(handles) if len(handles) > 1 and not on_screen else 0, "waiting", output) as advance:
+            for handle, value, error in submit.outcomes(handles, None if seconds == float("inf") else seconds):
+                advance(1)
+                if error is not None:
+                    failed = True
+                    _print_failure(error, output)
+                elif not output.json:
+                    output.value(value)
+                done.append(_as_json(handle, value, error))
+    except TimeoutError:
+        left = len(handles) - len(done)
+        what = f"task {handles[0].id} has" if len(handles) == 1 else f"{left:,} of {len(handles):,} tasks have"
+        output.error(f"{what} not finished within {seconds:g} s", "they go on; see taskq-monitor", "timeout")
+        return EXIT_TIMEOUT
+    except KeyboardInterrupt:
+        output.note(f"\ninterrupted; {_tasks(len(handles) - len(done))} not finished: they go on")
+        return EXIT_INTERRUPTED
+    finally:
+        if output.json:
+            output.value({"ids": [handle.id for handle in handles], "results": done})
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+def _print_failure(error: TaskqError, output: Output) -> None:
+    if isinstance(error, TaskFailed) and error.details.get("traceback") and not output.json:
+        output.note(str(error.details["traceback"]).rstrip())
+    output.error(error.message, error.hint, error.code)
+
+
+def _as_json(handle: TaskHandle[Any], value: Any, error: TaskqError | None) -> dict[str, Any]:
+    state = handle.outcome.state if handle.outcome is not None else "unknown"
+    if error is None:
+        return {"id": handle.id, "state": state, "result": value}
+    kept = {name: error.details.get(name) for name in ("kind", "type", "message", "traceback")}
+    return {
+        "id": handle.id,
+        "state": state,
+        "error": kept if isinstance(error, TaskFailed) else {"message": error.message},
+    }
+
+
+def _print_ids(ids: Sequence[int], output: Output) -> None:
+    if output.json:
+        output.value({"ids": list(ids)})
+    else:
+        output.line("\n".join(map(str, ids)))
+
+
+def _tasks(count: int) -> str:
+    return f"{count:,} task{'' if count == 1 else 's'}"
+
+
+@contextmanager
+def _bar(length: int, label: str, output: Output) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr where a person looks at it and ``length`` is over 0; gives what moves it on."""
+    if not length or output.quiet or not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def main() -> None:
+    """The entry point of ``taskq-submit``."""
+    sys.exit(run(command, "taskq-submit"))

@@ -1,0 +1,232 @@
+"""What a person hands to ``taskq-submit``, read: payloads and their options, as JSON or as words.
+
+An entry is a payload (an object with ``type`` and that type's arguments), or an object with ``payload`` and options
+for it. Nothing here knows of a manager; every error is a `BadArguments` that says where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import Any, NamedTuple, NoReturn
+
+from taskq.config import parse_duration
+from taskq.errors import BadArguments, ConfigError
+from taskq.registry import Options
+
+OPTION_NAMES = frozenset(field.name for field in fields(Options))
+RANDOM_OPERATIONS = (("factorial", 500), ("fibonacci", 1_000), ("double", 1_000_000))
+"""What ``--random`` computes, and up to which value."""
+RANDOM_FAILURES = 0.05
+"""Part of the random tasks that fail on purpose."""
+
+_EXCERPT = 72
+"""Columns of a line that an error shows."""
+
+
+class Entry(NamedTuple):
+    """One task as it was asked for. ``where``: its place for people, like ``entry 17``; empty if it is the only one."""
+
+    where: str
+    type: str
+    arguments: dict[str, Any]
+    options: Options
+
+
+class BadEntry(NamedTuple):
+    """An entry that cannot be read, and why."""
+
+    where: str
+    error: BadArguments
+
+
+def read_payload(text: str, source: str, defaults: Mapping[str, Any]) -> Entry | BadEntry:
+    """The entry that one JSON text holds. ``defaults``: options for it. Raises `BadArguments` for bad JSON."""
+    return _entry(_load(text, source, "in a shell, put single quotes around it: '{\"type\": …}'"), "", defaults)
+
+
+def read_file(text: str, source: str, defaults: Mapping[str, Any]) -> Iterator[Entry | BadEntry]:
+    """The entries of a file: a JSON array, one object, or an object on each line.
+
+    Raises `BadArguments` when an array or a single object is bad JSON; a bad line among others is a `BadEntry`.
+    """
+    stripped = text.lstrip("\ufeff \t\r\n")
+    if not stripped:
+        raise BadArguments(f"{source} is empty")
+    if _is_lines(stripped):
+        yield from _lines(text, defaults)
+        return
+    value = _load(text, source, "a file holds a JSON array, one object, or one object on each line")
+    if not isinstance(value, list):
+        yield _entry(value, "", defaults)
+        return
+    if not value:
+        raise BadArguments(f"{source} holds no entries")
+    for number, item in enumerate(value, 1):
+        yield _entry(item, f"entry {number}", defaults)
+
+
+def _is_lines(text: str) -> bool:
+    """Whether this is an object on each line: the first line alone is a whole value, and more follows."""
+    first, _, rest = text.partition("\n")
+    if not rest.strip():
+        return False
+    try:
+        return isinstance(_parse(first), dict)
+    except ValueError:
+        return False
+
+
+def _lines(text: str, defaults: Mapping[str, Any]) -> Iterator[Entry | BadEntry]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip(" \t\r\ufeff"):
+            where = f"line {number}"
+            try:
+                yield _entry(_load(line, "", ""), where, defaults)
+            except BadArguments as error:
+                yield BadEntry(where, error)
+
+
+def read_words(name: str, words: Sequence[str], defaults: Mapping[str, Any]) -> Entry | BadEntry:
+    """The entry that ``TYPE name=value …`` means; a value that is no JSON is a text. Raises `BadArguments`."""
+    arguments: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise BadArguments(f'"{word}" is not name=value', hint=f"write for instance: {name} value=10")
+        if key in arguments:
+            raise BadArguments(f'"{key}" is given twice')
+        try:
+            arguments[key] = _parse(text)
+        except ValueError:
+            arguments[key] = text
+    return _entry({**arguments, "type": name}, "", defaults)
+
+
+def random_entries(count: int, seed: int | None, defaults: Mapping[str, Any]) -> Iterator[Entry]:
+    """So many small tasks of all built-in types, a few of which fail; the same ``seed`` gives the same tasks."""
+    import random  # slow to import, and needed here only
+
+    dice = random.Random(seed)
+    options = _options(defaults, {})
+    for number in range(1, count + 1):
+        name, arguments = _random_payload(dice)
+        yield Entry(f"entry {number}", name, arguments, options)
+
+
+def _random_payload(dice: Any) -> tuple[str, dict[str, Any]]:
+    if dice.random() < RANDOM_FAILURES:
+        return "fail", {"error_message": f"failed on purpose ({dice.randrange(1000)})"}
+    kind = dice.choice(("compute", "sleep", "http_request"))
+    if kind == "compute":
+        operation, most = dice.choice(RANDOM_OPERATIONS)
+        return kind, {"operation": operation, "value": dice.randrange(most + 1)}
+    if kind == "sleep":
+        return kind, {"duration": round(dice.uniform(0.01, 0.2), 3)}
+    return kind, {"url": f"https://example.com/{dice.randrange(1000)}", "method": dice.choice(("GET", "POST"))}
+
+
+# -- one entry -------------------------------------------------------------------------------------------------------
+
+
+def _entry(value: Any, where: str, defaults: Mapping[str, Any]) -> Entry | BadEntry:
+    try:
+        payload, given = value, {}
+        if isinstance(value, dict) and "payload" in value and "type" not in value:
+            given = {name: item for name, item in value.items() if name != "payload"}
+            payload = value["payload"]
+        if not isinstance(payload, dict):
+            raise BadArguments(
+                f"a payload is an object with a type, not {_kind(payload)}", hint='such as {"type": "compute", …}'
+            )
+        arguments = dict(payload)
+        name = arguments.pop("type", None)
+        if not isinstance(name, str) or not name:
+            raise BadArguments('the payload has no "type", the name of a task', hint='such as {"type": "compute", …}')
+        return Entry(where, name, arguments, _options(defaults, given))
+    except BadArguments as error:
+        return BadEntry(where, error)
+
+
+def _options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
+    merged = dict(defaults)
+    for name, value in given.items():
+        known = "key" if name == "dedupe_key" else name
+        if known not in OPTION_NAMES:
+            raise BadArguments(
+                f'there is no option "{name}"', hint=f"an entry may have {', '.join(sorted(OPTION_NAMES))}"
+            )
+        if known in ("delay", "timeout", "backoff") and isinstance(value, str):
+            try:
+                value = parse_duration(value)
+            except ConfigError as error:
+                raise BadArguments(f"{name}: {error.message}", hint=error.hint) from None
+        if value is not None:
+            merged[known] = value
+    return Options(**merged)
+
+
+def as_json(entry: Entry) -> dict[str, Any]:
+    """The entry as it could stand in a file, options that are set included."""
+    payload = {"type": entry.type, **entry.arguments}
+    plain = asdict(Options())
+    changed = {name: value for name, value in asdict(entry.options).items() if value != plain[name]}
+    return {"payload": payload, **changed} if changed else payload
+
+
+def _kind(value: Any) -> str:
+    words = {dict: "an object", list: "an array", str: "a text", bool: "true or false", type(None): "null"}
+    return words.get(type(value), "a number")
+
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def all_digits() -> Iterator[None]:
+    """Let integers of any length be read and written; Python alone stops at 4,300 digits."""
+    if not hasattr(sys, "set_int_max_str_digits"):
+        yield
+        return
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        yield
+    finally:
+        sys.set_int_max_str_digits(before)
+
+
+def _parse(text: str) -> Any:
+    try:
+        with all_digits():
+            return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _load(text: str, source: str, hint: str) -> Any:
+    """The value of a JSON text. Raises `BadArguments` that shows the place; without ``source`` it is a single line."""
+    what = f"{source} is not valid JSON" if source else "not valid JSON"
+    try:
+        return _parse(text.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        place = f"{f'line {error.lineno} ' if source else ''}column {error.colno}: {error.msg}"
+        lines = error.doc.splitlines() or [""]
+        line = lines[error.lineno - 1] if error.lineno <= len(lines) else ""
+        raise BadArguments(f"{what}: {place}\n{_caret(line, error.colno)}", hint=hint) from None
+    except ValueError as error:
+        raise BadArguments(f"{what}: {error}", hint=hint) from None
+
+
+def _caret(line: str, column: int) -> str:
+    """The part of a line around a column, counted from 1, and a caret under it."""
+    start = max(0, column - 1 - _EXCERPT // 2)
+    part = line[start : start + _EXCERPT].expandtabs(1)
+    return f"  {part}\n  {' ' * (column - 1 - start)}^"
