@@ -84,6 +84,11 @@ def context(**fields: Any) -> Iterator[None]:
         _context.reset(token)
 
 
+def bind(**fields: Any) -> None:
+    """Add these fields to every line of the current context (`contextvars`) until it ends."""
+    _context.set({**_context.get(), **fields})
+
+
 def event(logger: logging.Logger, level: int, name: str, message: str, /, **fields: Any) -> None:
     """Log an event of `EVENTS` with its fields (from `FIELDS`); ``message`` is the whole sentence for people."""
     if logger.isEnabledFor(level):

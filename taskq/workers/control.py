@@ -1,0 +1,120 @@
+"""What a pool's parent and its worker processes say to each other, besides the slot table.
+
+To the child's standard input: one line with its configuration (JSON, the key included, which must not be seen in
+argv), then commands, one a line: ``drain``, and ``join`` with a join file when the manager's address has changed. The
+end of file means that the parent is gone. Back, over one inherited pipe and once: a line that says that the child is
+ready, or which error kept it from starting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from taskq.config import Join
+from taskq.errors import TaskqError, from_wire, to_wire
+from taskq.service import PoolInfo
+
+DRAIN = "drain"
+JOIN = "join"
+
+_CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True)
+class ChildConfig:
+    """What one worker process is to be. ``slots``, ``status``: the descriptors of slot table and pipe."""
+
+    join: str
+    incarnation: str
+    name: str
+    pool: PoolInfo
+    threads: int
+    tasks: tuple[str, ...]
+    queues: tuple[str, ...]
+    connect_timeout: float
+    log_level: str
+    log_format: str
+    slots: int
+    status: int
+
+    def to_line(self) -> str:
+        """The line for the child."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_line(cls, line: str) -> ChildConfig:
+        """What `to_line` wrote."""
+        data = json.loads(line)
+        return cls(**{**data, "tasks": tuple(data["tasks"]), "queues": tuple(data["queues"])})
+
+
+def join_command(join: Join) -> str:
+    """The command that tells a child of another address."""
+    return f"{JOIN} {join.to_json()}"
+
+
+# -- the child's side ------------------------------------------------------------------------------------------------
+
+
+def take_over() -> int:
+    """Make standard input and output harmless for the user's code; gives the descriptor of the parent's lines.
+
+    A program that a task starts must not read the parent's commands, and what a task prints goes to stderr.
+    """
+    commands = os.dup(0)  # not inheritable
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return commands
+
+
+def lines(descriptor: int) -> Iterator[str]:
+    """The lines that arrive, until the end of file or until somebody closed the descriptor.
+
+    Reads the descriptor itself: a thread that waits inside a buffered file would stop the interpreter from ending.
+    """
+    pending = b""
+    while True:
+        try:
+            chunk = os.read(descriptor, _CHUNK)
+        except OSError:  # a task closed it: as good as the end
+            return
+        if not chunk:
+            return
+        *whole, pending = (pending + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8")
+
+
+def say_ready(descriptor: int) -> None:
+    """Tell the parent that this process is attached and works."""
+    _say(descriptor, {"ready": True})
+
+
+def say_error(descriptor: int, error: TaskqError) -> None:
+    """Tell the parent why this process cannot start."""
+    code, message, details = to_wire(error)
+    _say(descriptor, {"ready": False, "code": code, "message": message, "details": details})
+
+
+def _say(descriptor: int, status: dict[str, Any]) -> None:
+    try:
+        os.write(descriptor, json.dumps(status, default=str).encode() + b"\n")
+        os.close(descriptor)
+    except OSError:
+        sys.stderr.write("taskq: the parent of this worker process does not listen\n")
+
+
+# -- the parent's side -----------------------------------------------------------------------------------------------
+
+
+def read_status(line: bytes) -> TaskqError | None:
+    """What a child said: None when it is ready, else its error."""
+    status = json.loads(line)
+    return None if status["ready"] else from_wire(status["code"], status["message"], status["details"])

@@ -1,0 +1,149 @@
+"""Run one task: find its function, call it, and say what came of it. No network, no queue.
+
+Everything between a hand-out and its report is here. The user's code may do anything: each exception, also one that
+is no `Exception`, becomes a report, so that a task thread never ends because of a task.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from typing import Any
+
+from taskq import logs
+from taskq.errors import BadArguments, NotEncodable, Permanent, Retry, Snooze, TaskTimeout
+from taskq.registry import CURRENT, TaskContext, TaskType
+from taskq.service import ACK, MAX_RESULT, NACK, SNOOZE, Handout, Report
+from taskq.wire.codec import decode_arguments, encode
+from taskq.workers import failures
+from taskq.workers.slots import NAME_BYTES, SlotTable
+from taskq.workers.watchdog import Alarm, Watchdog
+
+Types = Callable[[str], TaskType[..., Any] | None]
+"""Finds a task type by its name, as `taskq.registry.lookup` does."""
+OnProgress = Callable[[Handout, float, str], None]
+"""Takes what a running task says of its progress: a fraction and a few words."""
+
+NO_RETRY = -1.0
+"""The delay in a report that means: no further attempt."""
+
+_log = logging.getLogger(__name__)
+
+
+class Executor:
+    """Runs tasks in the threads that call it; one for a whole process, since it keeps no state of a task.
+
+    ``monotonic`` gives the seconds for run times, timeouts and the slot table.
+    """
+
+    def __init__(self, types: Types, slots: SlotTable, on_progress: OnProgress, monotonic: Callable[[], float]) -> None:
+        self._types = types
+        self._slots = slots
+        self._on_progress = on_progress
+        self._monotonic = monotonic
+        self._watchdog = Watchdog(monotonic)
+        self._names: dict[str, bytes] = {}
+        self._debug = _log.isEnabledFor(logging.DEBUG)
+
+    def run(self, slot: int, handout: Handout) -> Report:
+        """Run one task in the calling thread, which owns ``slot``; gives the outcome. Raises nothing."""
+        started = self._monotonic()
+        self._slots.begin(slot, handout.id, handout.run, started, self._name(handout.type))
+        try:
+            if handout.timeout is None:
+                return copy_context().run(self._attempt, handout, started)
+            return self._limited(handout, started, handout.timeout)
+        finally:
+            self._slots.end(slot)
+
+    def _name(self, type: str) -> bytes:
+        name = self._names.get(type)
+        if name is None:
+            name = self._names[type] = type.encode("utf-8", "replace")[:NAME_BYTES]
+        return name
+
+    def _limited(self, handout: Handout, started: float, timeout: float) -> Report:
+        """The same with a soft timeout, whose exception may arrive at any step until it is disarmed."""
+        report: Report | None = None
+        alarm: Alarm | None = None
+        try:
+            alarm = self._watchdog.arm(timeout)
+            report = copy_context().run(self._attempt, handout, started)
+            self._watchdog.disarm(alarm)
+        except TaskTimeout as error:  # just before or after the user's code
+            if report is None:
+                report = self._failed(handout, started, failures.describe("timeout", error, __file__), None)
+        if report[0] == NACK and report[3][0] == "timeout" and (alarm is None or alarm.fired.is_set()):
+            kind, name, _, trace = report[3]
+            described = (kind, name, f"ran longer than its timeout of {timeout:g} s", trace)
+            report = (*report[:3], described, *report[4:])
+        return report
+
+    def _attempt(self, handout: Handout, started: float) -> Report:
+        found = self._types(handout.type)
+        if found is None:
+            unknown = f'this worker does not know the type "{handout.type}"'
+            return self._refused(handout, started, "UnknownTaskType", unknown)
+        try:
+            args, kwargs = decode_arguments(handout.payload)
+            found.bind(args, kwargs)
+        except TaskTimeout:
+            raise
+        except Exception as error:  # the payload is a stranger's and the check may be the user's code
+            described = failures.describe("arguments", error, __file__)
+            return self._failed(handout, started, (*described[:3], ""), NO_RETRY)
+        self._enter(handout)
+        try:
+            result = found.function(*args, **kwargs)
+        except BaseException as error:
+            return self._raised(handout, started, found, error)
+        return self._returned(handout, started, result)
+
+    def _enter(self, handout: Handout) -> None:
+        """Make the task known to its own code and to its log lines; the context ends with the attempt."""
+
+        def on_progress(fraction: float, note: str) -> None:
+            self._on_progress(handout, fraction, failures.plain(note))
+
+        id, run, type, _, queue, attempt, _, correlation_id, _ = handout
+        CURRENT.set(TaskContext(id, run, attempt, type, queue, correlation_id, on_progress))
+        logs.bind(task_id=id, task_type=type, queue=queue, attempt=attempt, correlation_id=correlation_id)
+        if self._debug:
+            logs.event(_log, logging.DEBUG, "task_started", f"task {id} ({type}) begins attempt {attempt}")
+
+    def _returned(self, handout: Handout, started: float, result: object) -> Report:
+        run_s = self._monotonic() - started
+        try:
+            encoded = encode(result, "result")
+        except NotEncodable as error:
+            return self._refused(handout, started, "NotEncodable", error.message)
+        if len(encoded) > MAX_RESULT:
+            too_large = f"the result is {len(encoded):,} bytes, over the limit of {MAX_RESULT:,}"
+            return self._refused(handout, started, "PayloadTooLarge", too_large)
+        if self._debug:
+            logs.event(_log, logging.DEBUG, "task_completed", f"task {handout.id} is done", run_s=round(run_s, 6))
+        return (ACK, handout.id, handout.run, encoded, run_s)
+
+    def _raised(self, handout: Handout, started: float, found: TaskType[..., Any], error: BaseException) -> Report:
+        """What an exception out of the user's code means: again, later, or never again."""
+        if isinstance(error, Snooze):
+            return (SNOOZE, handout.id, handout.run, failures.seconds(error.delay))
+        kind = "timeout" if isinstance(error, TaskTimeout) else "error"
+        described = failures.describe(kind, error, __file__)
+        if isinstance(error, Retry):
+            delay = None if error.delay is None else failures.seconds(error.delay)
+        elif isinstance(error, (Permanent, BadArguments)) or not isinstance(error, found.retry_on):
+            delay = NO_RETRY
+        else:
+            delay = None
+        return self._failed(handout, started, described, delay)
+
+    def _refused(self, handout: Handout, started: float, type: str, message: str) -> Report:
+        return self._failed(handout, started, failures.without_traceback("error", type, message), NO_RETRY)
+
+    def _failed(self, handout: Handout, started: float, described: Sequence[str], delay: float | None) -> Report:
+        if self._debug:
+            text = f"task {handout.id}: attempt {handout.attempt} failed: {described[1]}: {described[2]}"
+            logs.event(_log, logging.DEBUG, "task_retried" if delay != NO_RETRY else "task_failed", text)
+        return (NACK, handout.id, handout.run, tuple(described), delay, self._monotonic() - started)

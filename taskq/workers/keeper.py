@@ -1,0 +1,180 @@
+"""The pool's word to the manager: heartbeats, and which worker processes have died.
+
+One thread with one connection. What must arrive (a death) is kept and repeated until it has; a heartbeat that did not
+arrive is simply followed by the next one. Between heartbeats it asks every `LOOK` seconds whether the manager is still
+there, so that a manager which was restarted hears from the pool at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from taskq import logs
+from taskq.clock import Clock
+from taskq.config import Join
+from taskq.errors import BadArguments, Malformed, ManagerUnavailable, StaleRun, TaskqError
+from taskq.service import ChildInfo, PoolInfo
+from taskq.workers.link import Connection
+from taskq.workers.pauses import Pauses
+
+LOOK = 1.0
+"""Seconds between two questions whether the manager is there."""
+
+_log = logging.getLogger(__name__)
+
+
+class Death(NamedTuple):
+    """A worker process that ended, as `QueueService.child_died` takes it."""
+
+    incarnation: str
+    how: str
+    started: Sequence[tuple[int, int]]
+    counts: bool
+
+
+class Keeper:
+    """See the module's text.
+
+    ``find_join`` says where the manager is, anew before each attempt to reach it, and ``connect`` makes a connection
+    that does not reconnect by itself. ``children`` describes those that live. ``on_drain`` is called when the manager
+    wants the pool to leave, ``on_join`` when the manager has another address or key than before. The callbacks are
+    called from the keeper's thread.
+    """
+
+    def __init__(
+        self,
+        find_join: Callable[[], Join],
+        connect: Callable[[Join], Connection],
+        pool: PoolInfo,
+        children: Callable[[], list[ChildInfo]],
+        on_drain: Callable[[], None],
+        on_join: Callable[[Join], None],
+        clock: Clock,
+    ) -> None:
+        self._find_join = find_join
+        self._connect = connect
+        self._pool = pool
+        self._children = children
+        self._on_drain = on_drain
+        self._on_join = on_join
+        self._clock = clock
+        self._queue: Connection | None = None
+        self._join: Join | None = None
+        self._deaths: deque[Death] = deque()
+        self._changed = threading.Event()
+        self._leaving = False
+        self._stopped = threading.Event()
+        self._pauses = Pauses(os.getpid())
+        self._beat_due = True
+        self._next_beat = 0.0
+        self._asked_to_drain = False
+        self._thread = threading.Thread(target=self._run, name="taskq-keeper", daemon=True)
+        self.last_contact = clock.monotonic()
+        """Monotonic seconds when the manager last answered."""
+
+    def first_contact(self) -> Join:
+        """Reach the manager for the first time, in the calling thread; gives where it is. Raises what stands in the
+        way: `ManagerUnavailable`, `AuthenticationFailed`, `ProtocolMismatch`, `ConfigError`."""
+        self._reach().hello()
+        assert self._join is not None
+        self.start()
+        return self._join
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def look(self) -> None:
+        """Send a heartbeat now, since something has changed."""
+        self._beat_due = True
+        self._changed.set()
+
+    def died(self, death: Death) -> None:
+        """A worker process has ended; the manager will hear of it, however long that takes."""
+        self._deaths.append(death)
+        self._changed.set()
+
+    def leave(self, timeout: float) -> bool:
+        """Deliver what is left, say goodbye and end the thread; False when ``timeout`` seconds were not enough."""
+        self._leaving = True
+        self._changed.set()
+        self._thread.join(timeout)
+        self._stopped.set()
+        self._changed.set()
+        queue = self._queue
+        if queue is not None:
+            queue.close()
+        in_time = not self._thread.is_alive()
+        self._thread.join(LOOK)
+        return in_time
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._changed.clear()
+            try:
+                self._speak()
+            except TaskqError as error:
+                self._lose(error)
+                self._stopped.wait(self._pauses.next())
+            except Exception as error:
+                logs.event(_log, logging.ERROR, "internal_error", "the heartbeat failed", error=repr(error))
+                self._stopped.wait(LOOK)
+            else:
+                self._changed.wait(LOOK)
+
+    def _speak(self) -> None:
+        """Say what is to be said now."""
+        queue = self._reach()
+        while self._deaths:
+            self._deliver(queue, self._deaths[0])
+            self._deaths.popleft()
+        if self._leaving:
+            queue.leave(self._pool["id"])
+            self._stopped.set()
+            self._changed.set()
+        elif self._beat_due or self._clock.monotonic() >= self._next_beat:
+            self._beat_due = False
+            self._beat(queue)
+        else:
+            queue.hello()
+        self.last_contact = self._clock.monotonic()
+        self._pauses.reset()
+
+    def _deliver(self, queue: Connection, death: Death) -> None:
+        try:
+            queue.child_died(self._pool["id"], *death)
+        except (BadArguments, Malformed, StaleRun) as error:  # it would be refused for ever
+            logs.event(_log, logging.ERROR, "internal_error", f"the report of a death was refused: {error.message}")
+
+    def _beat(self, queue: Connection) -> None:
+        reply = queue.beat(self._pool, self._children())
+        self._next_beat = self._clock.monotonic() + reply["interval"]
+        if reply["drain"] and not self._asked_to_drain:
+            self._asked_to_drain = True
+            self._on_drain()
+
+    def _reach(self) -> Connection:
+        """The connection, which connects with its first call."""
+        if self._queue is None:
+            join = self._find_join()
+            self._queue = self._connect(join)
+            self._beat_due = True
+            if self._join is not None and join != self._join:
+                self._on_join(join)
+            self._join = join
+        return self._queue
+
+    def _lose(self, error: TaskqError) -> None:
+        if self._queue is not None:
+            self._queue.close()
+            self._queue = None
+        if self._pauses.fresh:
+            level = logging.WARNING if isinstance(error, ManagerUnavailable) else logging.ERROR
+            logs.event(_log, level, "connection_lost", error.message)

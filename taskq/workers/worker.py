@@ -1,0 +1,381 @@
+"""One worker process: reserve, run, report.
+
+Theory of operation::
+
+                    manager
+             reserve │     ▲ report                     (two connections: `link`)
+                     ▼     │
+      reserving thread    reporting thread
+                     │     ▲
+           _backlog  │     │  _finished                 (a SimpleQueue, a deque)
+                     ▼     │
+            task threads 0 … n-1  ── slot table ──▶ parent: heartbeats, deaths
+                     │
+                 executor: the user's function
+
+Task threads do no network IO and take no lock of ours (how that goes without lost wake-ups is told in `backlog`).
+
+*How much to reserve.* As many tasks as there are free threads, and of types that are very fast some more: they would be
+over before another reserve had its answer. What has waited for a second without any task being finished goes back to
+the manager, since long tasks are in front of it.
+
+*Stop*, in this order:
+
+ 1. No more reserving. The manager is told, so that a reserve that waits there returns at once.
+ 2. What was not begun goes back to its queue (worse to lose a task than to run it twice).
+ 3. Running tasks finish; whoever is out of patience kills the process, the parent then reports what had begun.
+ 4. The last outcomes are delivered; while there is no manager, it is looked for until the parent ends the wait.
+ 5. Goodbye to the manager (`detach`), a mark in the slot table for the parent, exit.
+
+A parent that is gone (end of file on standard input) means the same, but the wait of step 4 ends by itself after
+`ORPHAN_PATIENCE`. What is lost with the connection, and why nothing is run or reported twice by it, is told in `link`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from traceback import format_exc
+from types import FrameType
+
+from taskq import builtin_tasks, logs, registry
+from taskq.clock import Clock, SystemClock
+from taskq.config import Join
+from taskq.errors import AuthenticationFailed, ProtocolMismatch, TaskqError
+from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, NACK, PROGRESS, Handout, WorkerInfo
+from taskq.wire.client import RemoteQueue
+from taskq.workers import control
+from taskq.workers.backlog import Backlog
+from taskq.workers.executor import Executor, Types
+from taskq.workers.link import Link, Outcome, ReportedDead
+from taskq.workers.pauses import Pauses
+from taskq.workers.slots import SlotTable
+
+ORPHAN_PATIENCE = 30.0
+"""Seconds that a process without parent looks for the manager to deliver its last outcomes."""
+TICK = 1.0
+"""Seconds between two looks at the connection, and at tasks that cannot begin, while all threads are busy."""
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """The threads of one worker process around a `Link`; see the module's text. ``types`` finds the functions."""
+
+    def __init__(self, link: Link, types: Types, slots: SlotTable, threads: int, clock: Clock) -> None:
+        self._link = link
+        self._slots = slots
+        self._monotonic = clock.monotonic
+        self._executor = Executor(types, slots, self._on_progress, clock.monotonic)
+        self._threads = threads
+        self._backlog = Backlog(threads, link.held)
+        self._finished: deque[Outcome] = deque()
+        self._unsent: list[Outcome] = []
+        self._progress: dict[int, Outcome] = {}
+        self._reporter_waits = False
+        self._report_wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._draining = False
+        self._drain_told = False
+        self._orphan = False
+        self._reserving_over = False
+        self._pauses = Pauses(os.getpid())
+        self._lost_at: float | None = None
+        self.over = threading.Event()
+        """Set when everything is delivered, or there is no hope for it."""
+
+    # -- for whoever owns the process
+
+    def start(self) -> None:
+        """Start all threads."""
+        for slot in range(self._threads):
+            threading.Thread(target=self._work, args=(slot,), name=f"taskq-task-{slot}", daemon=True).start()
+        threading.Thread(target=self._guard, args=(self._reserve_step,), name="taskq-reserve", daemon=True).start()
+        threading.Thread(target=self._guard, args=(self._report_step,), name="taskq-report", daemon=True).start()
+
+    def drain(self, *, orphan: bool = False) -> None:
+        """Begin the stop, see the module's text. Safe in a signal handler; may be called again."""
+        self._orphan = self._orphan or orphan
+        self._draining = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Let both network threads look at what has changed. Safe in a signal handler."""
+        self._backlog.wake()
+        self._report_wake.put(None)
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Repeat one step of a network thread until the end; a mistake in it must not end the thread."""
+        while not self.over.is_set():
+            try:
+                step()
+            except ReportedDead as error:
+                logs.event(_log, logging.ERROR, "worker_left", f"the manager was told that this process died: {error}")
+                self._end()
+            except TaskqError as error:
+                logs.event(_log, logging.WARNING, "connection_lost", f"the manager refused a call: {error.message}")
+                self.over.wait(TICK)
+            except Exception:
+                logs.event(_log, logging.ERROR, "internal_error", "a network thread failed", error=format_exc())
+                self.over.wait(TICK)
+
+    def _end(self) -> None:
+        self.over.set()
+        self._link.close()
+        self.wake()
+
+    # -- task threads
+
+    def _work(self, slot: int) -> None:
+        self._slots.own(slot)
+        backlog, finished, held, run = self._backlog, self._finished, self._link.held, self._executor.run
+        while (handout := backlog.take()) is not None:
+            if held.get(handout.run) is handout:  # else it was taken away while it waited here
+                report = run(slot, handout)
+                backlog.note_run_time(handout.type, report[-1])  # of a snooze its delay, which is as slow as can be
+                finished.append(Outcome(handout, report))
+            backlog.settle(slot)
+            if self._reporter_waits:
+                self._reporter_waits = False
+                self._report_wake.put(None)
+
+    def _on_progress(self, handout: Handout, fraction: float, note: str) -> None:
+        """Keep the newest word of each task for the next report, which is at most a `TICK` away."""
+        self._progress[handout.run] = Outcome(handout, (PROGRESS, handout.id, handout.run, fraction, note))
+
+    # -- the reserving thread
+
+    def _reserve_step(self) -> None:
+        if self._draining:
+            self._stop_reserving()
+        if not self._link.up:
+            self._attach()
+        elif not self._draining:
+            self._reserve()
+        elif not self._backlog.sleep(TICK):
+            self._link.ping()
+
+    def _reserve(self) -> None:
+        wanted = self._backlog.wanted()
+        if wanted.slots or wanted.extra:
+            # A reserve for fast types alone must not wait: a thread that gets free meanwhile could take any type.
+            self._backlog.add(self._link.reserve(*wanted, MAX_WAIT if wanted.slots else 0.0), wanted)
+            return
+        before = self._backlog.under_way
+        if not self._backlog.wait(TICK):
+            if self._backlog.under_way == before:
+                self._give_back_unstarted()
+            self._link.ping()
+
+    def _give_back_unstarted(self) -> None:
+        for handout in self._backlog.take_back():
+            self._finished.append(Outcome(handout, (GIVE_BACK, handout.id, handout.run)))
+        self._report_wake.put(None)
+
+    def _stop_reserving(self) -> None:
+        """Step 2 of the stop, after which nothing more comes in."""
+        if not self._reserving_over:
+            self._give_back_unstarted()
+            self._backlog.close()
+            self._reserving_over = True
+            self._report_wake.put(None)
+
+    def _attach(self) -> None:
+        """Look for the manager; once, with a pause after it if that was in vain."""
+        if self._reserving_over and not self._link.held and not self._backlog.under_way:
+            self._end()  # there is nothing to deliver; the parent tells the manager of the exit
+            return
+        try:
+            self._link.attach()
+        except TaskqError as error:
+            logs.event(_log, logging.DEBUG, "connection_lost", error.message)
+            self._pause(self._pauses.next())
+        else:
+            self._pauses.reset()
+            self._lost_at = None
+
+    def _pause(self, seconds: float) -> None:
+        if self._lost_at is None:
+            self._lost_at = self._monotonic()
+        if self._orphan and not self._backlog.under_way and self._monotonic() - self._lost_at > ORPHAN_PATIENCE:
+            text = f"no parent and no manager: {len(self._link.held)} outcomes could not be delivered"
+            logs.event(_log, logging.ERROR, "worker_left", text)
+            self._end()
+        self.over.wait(seconds)
+
+    # -- the reporting thread
+
+    def _report_step(self) -> None:
+        if self._draining and not self._drain_told and self._link.up:
+            self._drain_told = True
+            self._link.drain()
+        self._collect()
+        if self._unsent:
+            if self._link.report(self._unsent):
+                self._unsent = []
+                self._backlog.delivered()
+            else:
+                self._link.wait(TICK)
+        elif self._all_done():
+            self._leave()
+        else:
+            self._wait_for_outcomes()
+
+    def _collect(self) -> None:
+        """Add what has finished to what is still to be sent, up to the limits of one call."""
+        size = sum(map(_size, self._unsent))
+        for run in list(self._progress):
+            self._unsent.append(self._progress.pop(run))
+        while self._finished and len(self._unsent) < MAX_BATCH and size < MAX_BATCH_BYTES:
+            outcome = self._finished.popleft()
+            size += _size(outcome)
+            self._unsent.append(outcome)
+
+    def _wait_for_outcomes(self) -> None:
+        self._reporter_waits = True
+        if not self._finished and not self._all_done():
+            with contextlib.suppress(queue.Empty):
+                self._report_wake.get(timeout=TICK)
+        self._reporter_waits = False
+
+    def _all_done(self) -> bool:
+        return self._reserving_over and not self._backlog.under_way and not self._finished
+
+    def _leave(self) -> None:
+        """Step 5 of the stop."""
+        if self._link.detach():
+            self._slots.set_left()
+        self._end()
+
+
+def _size(outcome: Outcome) -> int:
+    """About how many bytes an outcome takes in a call."""
+    report = outcome.report
+    if report[0] == ACK:
+        return 40 + len(report[3])
+    return 200 + sum(map(len, report[3])) if report[0] == NACK else 100
+
+
+# -- the process -----------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """What is there once in a worker process: configuration, link, worker, the parent's commands, signals."""
+
+    def __init__(self, config: control.ChildConfig, commands: int) -> None:
+        self._config = config
+        self._commands = commands
+        self._join = Join.from_json(config.join, "the parent's join file")
+        self._slots = SlotTable(config.slots, config.threads)
+        self._parent_gone = False
+        self._asked_to_leave = threading.Event()
+        self._worker: Worker | None = None
+
+    def run(self) -> int:
+        """Boot, work, leave; gives the exit code."""
+        config = self._config
+        for descriptor in (config.slots, config.status):
+            os.set_inheritable(descriptor, False)
+        faulthandler.enable(self._slots.crash_descriptor())
+        threading.Thread(target=self._obey, name="taskq-commands", daemon=True).start()
+        signal.signal(signal.SIGTERM, self._on_term)
+        logs.setup("worker", level=config.log_level, format=config.log_format, worker=config.name)
+        try:
+            registry.load([builtin_tasks.__name__, *config.tasks])
+            worker = self._boot()
+        except TaskqError as error:
+            control.say_error(config.status, error)
+            return 1
+        if worker is not None:
+            control.say_ready(config.status)
+            worker.start()
+            if self._asked_to_leave.is_set():
+                worker.drain(orphan=self._parent_gone)
+            worker.over.wait()
+        return 0
+
+    def _boot(self) -> Worker | None:
+        """Attach for the first time, however long it takes; None when asked to leave before."""
+        link = Link(self._connect, self._describe(), self._on_lost)
+        gc.collect()
+        gc.freeze()
+        self._worker = Worker(link, registry.lookup, self._slots, self._config.threads, SystemClock())
+        pauses = Pauses(os.getpid())
+        while not self._asked_to_leave.is_set():
+            try:
+                link.attach()
+            except (AuthenticationFailed, ProtocolMismatch):
+                raise
+            except TaskqError as error:
+                logs.event(_log, logging.INFO, "connection_lost", error.message)
+                self._asked_to_leave.wait(pauses.next())
+            else:
+                return self._worker
+        return None
+
+    def _connect(self) -> RemoteQueue:
+        return RemoteQueue(self._join, connect_timeout=self._config.connect_timeout, reconnect=False)
+
+    def _describe(self) -> WorkerInfo:
+        config = self._config
+        return WorkerInfo(
+            incarnation=config.incarnation,
+            pool=config.pool,
+            name=config.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            threads=config.threads,
+            queues=config.queues,
+            types=[found.describe() for found in registry.all_types()],
+        )
+
+    def _on_lost(self) -> None:
+        if self._worker is not None:
+            self._worker.wake()
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._asked_to_leave.set()
+        if self._worker is not None:
+            self._worker.drain(orphan=self._parent_gone)
+
+    def _obey(self) -> None:
+        """Follow the parent's commands until it is gone; then leave too."""
+        for line in control.lines(self._commands):
+            if line == control.DRAIN:
+                self._leave()
+            elif line.startswith(control.JOIN):
+                self._join = Join.from_json(line[len(control.JOIN) :], "the parent's join file")
+        self._parent_gone = True
+        self._leave()
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """A signal handler that does nothing: unlike SIG_IGN it is not inherited by programs that a task starts."""
+
+
+def main() -> int:
+    """The entry point: ``python -m taskq.workers.worker``, started by a pool's parent only."""
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the parent too, which decides
+        signal.signal(ignored, _ignore)
+    sys.setswitchinterval(0.0005)
+    commands = control.take_over()
+    line = next(control.lines(commands), None)
+    if line is None:
+        return 0
+    return Process(control.ChildConfig.from_line(line), commands).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""A pool: keep a number of worker processes alive, until told to stop.
+
+Theory of operation. `run` is one loop in the main thread. It waits for the next thing that happened: a signal, a child
+that is ready or has ended, a word from the manager. Signal handlers and other threads do nothing but put a function
+into `_events`; the loop calls it. After each event come three duties, always in this order: end what is out of time,
+bury the dead, bring the number back.
+
+A child that ends unasked is replaced: at once if it had lived for a while, else after a pause that doubles. Which of
+its tasks had begun is read from its slot table and told to the manager (`keeper`). A child that says that it cannot
+start (a module that does not import, a rejected key) ends the whole pool with that error, shown once: the next child
+would fail the same way. A place whose children die again and again before they are ready stays empty; when all do, the
+pool gives up.
+
+Stop, in this order:
+
+ 1. Asked (signal, manager, manager away for too long): no child is replaced any more, all children drain.
+ 2. Out of time, or asked a second time: the rest is killed; their tasks go back without counting a death.
+ 3. The last deaths are told, then `leave`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType
+
+from taskq import logs
+from taskq.clock import Clock, SystemClock
+from taskq.config import Join, PoolSettings
+from taskq.errors import TaskqError
+from taskq.service import ChildInfo, PoolInfo
+from taskq.wire.client import RemoteQueue
+from taskq.workers.child import Child, how
+from taskq.workers.keeper import Death, Keeper
+
+QUICK_DEATH = 10.0
+"""Seconds: a child that lived longer is replaced at once."""
+LONGEST_PAUSE = 5.0
+"""Seconds before a child is replaced, at most."""
+BOOT_ATTEMPTS = 5
+"""So many children in a row that die before they are ready, and their place stays empty."""
+AWAY_LIMIT = 60.0
+"""Seconds that a local pool waits for its manager."""
+GOODBYE = 5.0
+"""Seconds for the last words to the manager."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_log = logging.getLogger(__name__)
+
+
+class Place:
+    """One of the pool's places: its child, and what happened to those before it.
+
+    ``due``: monotonic seconds when the next child is to start. ``quick``: deaths in a row after a short life;
+    ``boots``: those of them before the child was ready.
+    """
+
+    def __init__(self, number: int, now: float) -> None:
+        self.number = number
+        self.child: Child | None = None
+        self.due = now
+        self.quick = 0
+        self.boots = 0
+        self.fatal = False
+
+    def bury(self, now: float) -> None:
+        """The child has ended unasked: decide when, and whether, the next one starts."""
+        child, self.child = self.child, None
+        if child is None:
+            return
+        self.quick = self.quick + 1 if now - child.started_at < QUICK_DEATH else 0
+        self.boots = 0 if child.ready else self.boots + 1
+        self.fatal = self.boots >= BOOT_ATTEMPTS
+        self.due = now + (0.0 if self.quick <= 1 else min(LONGEST_PAUSE, 0.1 * 2.0 ** min(self.quick - 2, 10)))
+
+
+class WorkerPool:
+    """See the module's text. ``find_join`` says, anew each time it is called, where the manager is."""
+
+    def __init__(self, find_join: Callable[[], Join], settings: PoolSettings, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._pool = PoolInfo(
+            id=secrets.token_hex(8),
+            name=settings.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            local=settings.local,
+        )
+        self._keeper = Keeper(
+            find_join,
+            partial(RemoteQueue, connect_timeout=settings.connect_timeout, reconnect=False),
+            self._pool,
+            self._describe_children,
+            on_drain=lambda: self._post(self._drain, "the manager asked this pool to leave"),
+            on_join=lambda join: self._post(self._move, join),
+            clock=self._clock,
+        )
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._places: list[Place] = []
+        self._deadline: float | None = None
+        """When what still runs is killed; None while the pool is not stopping."""
+        self._exit_code = 0
+        self._error: TaskqError | None = None
+
+    def run(self) -> int:
+        """Work until told to stop; gives the exit code. To be called in the main thread, whose signal handlers it
+        uses. Raises what keeps the pool from starting: `ManagerUnavailable`, `AuthenticationFailed`, `ConfigError`, …
+        """
+        self._join = self._keeper.first_contact()
+        now = self._clock.monotonic()
+        self._places = [Place(number, now) for number in range(self._settings.workers)]
+        count, threads = self._settings.workers, self._settings.threads
+        logs.event(_log, logging.INFO, "pool_started", f"{count} worker processes with {threads} threads each")
+        with self._signals():
+            try:
+                while self._go_on():
+                    self._next_event()()
+            finally:
+                self._kill_all()
+                self._keeper.leave(GOODBYE)
+        logs.event(_log, logging.INFO, "pool_stopped", "all worker processes have left")
+        if self._error is not None:
+            raise self._error
+        return self._exit_code
+
+    def _go_on(self) -> bool:
+        """The three duties of the loop; False when the pool is over."""
+        if self._error is not None and self._deadline is None:
+            return False
+        now = self._clock.monotonic()
+        self._end_what_is_out_of_time(now)
+        if self._deadline is None:
+            self._bring_number_back(now)
+        if self._deadline is None and all(place.fatal for place in self._places):
+            logs.event(_log, logging.ERROR, "child_failed", "no worker process gets as far as to start; giving up")
+            self._exit_code = 1
+            return False
+        return self._deadline is None or any(place.child is not None for place in self._places)
+
+    def _next_event(self) -> Callable[[], None]:
+        """Wait for an event, or until a duty is due."""
+        now = self._clock.monotonic()
+        due = [place.due for place in self._places if place.child is None and not place.fatal]
+        if self._deadline is not None:
+            due = [self._deadline]
+        elif self._settings.local is not None:
+            due.append(self._keeper.last_contact + AWAY_LIMIT)
+        with contextlib.suppress(queue.Empty):
+            return self._events.get(timeout=max(0.0, min(due) - now) if due else None)
+        return lambda: None
+
+    def _post(self, handler: Callable[..., None], *args: object) -> None:
+        """Let the loop call this. Safe in a signal handler and in any thread."""
+        self._events.put(partial(handler, *args))
+
+    # -- duties
+
+    def _end_what_is_out_of_time(self, now: float) -> None:
+        if self._deadline is not None:
+            if now >= self._deadline and any(place.child is not None for place in self._places):
+                logs.event(_log, logging.WARNING, "stopping_hard", "out of time: what still runs is killed")
+                self._kill_all()
+        elif self._settings.local is not None and now >= self._keeper.last_contact + AWAY_LIMIT:
+            self._drain(f"the manager has been away for {AWAY_LIMIT:g} s")
+
+    def _bring_number_back(self, now: float) -> None:
+        for place in self._places:
+            if place.child is None and not place.fatal and place.due <= now:
+                self._start_child(place, now)
+
+    def _start_child(self, place: Place, now: float) -> None:
+        child = Child(place.number, now, partial(self._post, self._on_ready), partial(self._post, self._on_exit, place))
+        place.child = child
+        try:
+            child.start(self._join, self._pool, self._settings)
+        except OSError as error:
+            place.bury(now)
+            logs.event(_log, logging.ERROR, "child_failed", f"cannot start a worker process: {error.strerror}")
+        else:
+            logs.event(_log, logging.DEBUG, "child_started", f"worker process {place.number} has pid {child.pid}")
+
+    # -- events
+
+    def _on_ready(self, child: Child, error: TaskqError | None) -> None:
+        if error is None:
+            child.ready = True
+            self._keeper.look()
+        elif self._error is None and self._deadline is None:
+            self._error = error
+            if any(other.ready for other in self._children()):
+                self._drain(f"worker processes cannot start any more ({error.message})")
+
+    def _on_exit(self, place: Place, child: Child, code: int) -> None:
+        """Bury a child: tell the manager what it had begun, unless it took leave itself."""
+        if place.child is not child:
+            return
+        asked = self._deadline is not None
+        if not child.left:
+            self._report_death(child, code, counts=True, asked=asked)
+        place.bury(self._clock.monotonic())
+        child.close()
+
+    def _report_death(self, child: Child, code: int, *, counts: bool, asked: bool) -> None:
+        guilty, crash = child.autopsy()
+        started = [(one.id, one.run) for one in guilty]
+        self._keeper.died(Death(child.incarnation, how(code), started, counts))
+        if asked and not started:
+            return
+        doing = ", ".join(f"{one.type} {one.id}" for one in guilty)
+        text = f"worker process {child.number} (pid {child.pid}) ended with {how(code)}"
+        text += f", running {doing}" if doing else ""
+        logs.event(_log, logging.WARNING, "child_died", text, error=crash or None)
+
+    def _move(self, join: Join) -> None:
+        self._join = join
+        for child in self._children():
+            child.move(join)
+
+    # -- the stop
+
+    def _drain(self, reason: str) -> None:
+        """Step 1 of the stop."""
+        if self._deadline is not None:
+            return
+        self._deadline = self._clock.monotonic() + self._settings.drain_timeout
+        running = sum(len(child.running()) for child in self._children())
+        text = f"{reason}: finishing {running} running tasks (at most {self._settings.drain_timeout:g} s)"
+        logs.announce(_log, "draining", f"{text}; ask again to stop at once")
+        for child in self._children():
+            child.drain()
+
+    def _kill_all(self) -> None:
+        """Step 2 of the stop: when it returns there are no children."""
+        children = self._children()
+        for child in children:
+            child.kill()
+        for child in children:
+            code = child.wait()
+            if not child.left:
+                self._report_death(child, code, counts=code != -signal.SIGKILL, asked=True)
+            child.close()
+        for place in self._places:
+            place.child = None
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Handle the signals that ask for a stop while the block runs."""
+        wanted = [
+            number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP
+        ]
+        before = {number: signal.signal(number, self._on_signal) for number in wanted}  # nohup ignores SIGHUP
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._post(self._stop, number)
+
+    def _stop(self, number: int) -> None:
+        """A signal asked for the stop, for the first time or again."""
+        if self._deadline is None:
+            self._drain(f"stopping ({signal.Signals(number).name})")
+        elif self._exit_code == 0:
+            logs.announce(_log, "stopping_hard", "asked again: what still runs is killed, its tasks go back")
+            self._exit_code = 128 + number
+            self._deadline = self._clock.monotonic()
+            self._kill_all()
+
+    # -- what the keeper asks for, from its own thread
+
+    def _children(self) -> list[Child]:
+        return [place.child for place in self._places if place.child is not None]
+
+    def _describe_children(self) -> list[ChildInfo]:
+        now = self._clock.monotonic()
+        return [child.info(now) for child in self._children()]
