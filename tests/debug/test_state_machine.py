@@ -45,9 +45,12 @@ class QueueWalk(RuleBasedStateMachine):
         self.out: dict[str, dict[int, int]] = {}
         self.stored: dict[int, TaskRow] = {}
         self.unsaved: set[int] = set()
+        self.spent: list[tuple[str, int, int]] = []
         self.highest_run = 0
         self.workers = 0
-        self.restarted_at: float | None = None
+        for name in ("w1", "w2"):
+            self.join((), TYPES)
+            assert name in self.out
 
     @property
     def now(self) -> Moment:
@@ -113,6 +116,9 @@ class QueueWalk(RuleBasedStateMachine):
     # -- workers
 
     @rule(queues=st.sampled_from([(), ("a",), ("a", "b")]), types=st.sampled_from([("x",), ("x", "y")]))
+    def another_joins(self, queues: tuple[str, ...], types: tuple[str, ...]) -> None:
+        self.join(queues, types)
+
     def join(self, queues: tuple[str, ...], types: tuple[str, ...]) -> None:
         if len(self.out) >= 4:
             return
@@ -122,10 +128,12 @@ class QueueWalk(RuleBasedStateMachine):
         assert not lost and not changes.written
         self.out[name] = {}
 
-    @precondition(lambda self: self.out)
     @rule(data=st.data(), slots=st.integers(1, 4), extra=st.integers(0, 3), waiting=st.integers(0, 2))
+    def reserve_some(self, data: st.DataObject, slots: int, extra: int, waiting: int) -> None:
+        self.reserve(data, slots, extra, waiting)
+
     def reserve(self, data: st.DataObject, slots: int, extra: int, waiting: int) -> None:
-        name = data.draw(st.sampled_from(sorted(self.out)))
+        name = data.draw(st.sampled_from(sorted(self.out) or ["nobody"]))
         worker = self.state.leases.workers.get(name)
         if worker is None or not worker.attached:
             return
@@ -148,6 +156,8 @@ class QueueWalk(RuleBasedStateMachine):
         for task in tasks:
             assert task.run > self.highest_run, "a run was given twice"
             self.highest_run = task.run
+            if task.id in self.out[name]:
+                self.spent.append((name, task.id, self.out[name][task.id]))
             self.out[name][task.id] = task.run
         self.save(changes, durable=data.draw(st.booleans()))
 
@@ -161,6 +171,16 @@ class QueueWalk(RuleBasedStateMachine):
         return bool(worker and task and task.state is State.RUNNING and task.run == run and task.worker == name)
 
     @rule(data=st.data(), what=st.sampled_from(["ack", "nack", "permanent", "give back", "snooze"]))
+    def report_one(self, data: st.DataObject, what: str) -> None:
+        self.report(data, what)
+
+    @rule(data=st.data(), outcomes=st.lists(st.sampled_from(["ack", "nack", "nack", "snooze"]), min_size=1, max_size=4))
+    def work_for_a_while(self, data: st.DataObject, outcomes: list[str]) -> None:
+        for what in outcomes:
+            self.reserve(data, 2, 0, 0)
+            self.report(data, what)
+            self.let_pass(4.0, list(self.out))
+
     def report(self, data: st.DataObject, what: str) -> None:
         held = self.draw_held(data)
         if held is None:
@@ -181,6 +201,7 @@ class QueueWalk(RuleBasedStateMachine):
         before = to_row(self.state.tasks[number]) if number in self.state.tasks else None
         refused, changes = self.state.report(worker, [reports[what]], self.now)
         del self.out[name][number]
+        self.spent.append((name, number, run))
         assert refused == ([] if current else [0])
         if not current:
             now = self.state.tasks.get(number)
@@ -199,6 +220,19 @@ class QueueWalk(RuleBasedStateMachine):
             assert after is (State.FAILED if before.failures >= before.max_retries else State.SCHEDULED)
         else:
             assert after is (State.PENDING if what == "give back" else State.SCHEDULED)
+
+    @precondition(lambda self: self.spent)
+    @rule(data=st.data())
+    def report_a_spent_run(self, data: st.DataObject) -> None:
+        """The later ones are the likelier ones to be believed by mistake: the same worker has the task again."""
+        name, number, run = data.draw(st.sampled_from(self.spent[-5:]))
+        worker = self.state.leases.workers.get(name)
+        if worker is None:
+            return
+        before = {number: to_row(task) for number, task in self.state.tasks.items()}
+        refused, changes = self.state.report(worker, [(ACK, number, run, b"late", 0.1)], self.now)
+        assert refused == [0] and not changes.written
+        assert before == {number: to_row(task) for number, task in self.state.tasks.items()}
 
     @precondition(lambda self: self.out)
     @rule(data=st.data())
@@ -227,6 +261,8 @@ class QueueWalk(RuleBasedStateMachine):
             self.save(self.state.worker_gone(worker, "signal 11", started, self.now, counts=counts))
             for number, row in before.items():
                 died = counts and started.get(number) == row.run
+                if number in self.state.tasks:
+                    assert self.state.tasks[number].deaths == row.deaths + died
                 if died and row.deaths == 2:
                     assert self.expected[number] is State.FAILED
                 elif row.cancel_requested:
@@ -240,9 +276,11 @@ class QueueWalk(RuleBasedStateMachine):
 
     @rule(data=st.data(), seconds=st.sampled_from([0.5, 4.0, 11.0, 40.0]))
     def pass_time(self, data: st.DataObject, seconds: float) -> None:
+        self.let_pass(seconds, [name for name in self.out if data.draw(st.booleans())])
+
+    def let_pass(self, seconds: float, beating: list[str]) -> None:
         self.mono += seconds
         self.wall += seconds
-        beating = [name for name in self.out if data.draw(st.booleans())]
         children = [{"incarnation": name, "stopped": False, "running": ()} for name in beating]
         self.state.leases.beat(POOL, children, self.mono)
         for changes in self.state.tick(self.now):
@@ -308,7 +346,7 @@ class QueueWalk(RuleBasedStateMachine):
 
 TestQueueWalk = QueueWalk.TestCase
 TestQueueWalk.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
