@@ -58,12 +58,20 @@ class LockFile:
 
 
 class Reserve:
-    """A file of ``size`` bytes whose blocks are given up when the disk is full, so that accepted tasks can finish."""
+    """A file of ``size`` bytes whose blocks are given up when the disk is full, so that accepted tasks can finish.
+
+    It stays where it is when the store is closed: the next start may find the disk full.
+    """
 
     def __init__(self, path: Path, size: int) -> None:
         self._path = path
         self._size = size
         self.held = False
+
+    def find(self) -> None:
+        """Take up the blocks that an earlier process left."""
+        with contextlib.suppress(OSError):
+            self.held = self._path.stat().st_blocks * 512 >= self._size
 
     def take(self) -> bool:
         """Have the blocks (once more); False when there is no room for them."""
@@ -95,6 +103,18 @@ def _allocate(descriptor: int, size: int) -> None:
     chunk = os.urandom(_CHUNK)  # not zeros: a file system that compresses would keep none of them
     for start in range(0, size, _CHUNK):
         os.pwrite(descriptor, chunk[: size - start], start)
+
+
+def make_file(path: Path) -> bool:
+    """Make an empty file, for this user only, where there is none; whether it is empty. Raises `ConfigError`."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return path.stat().st_size == 0
+    except OSError as error:
+        raise cannot_write(path.parent, error) from None
+    sync_folder(path.parent)
+    return True
 
 
 def free_space(folder: Path) -> int:

@@ -18,9 +18,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from sys import intern
 from typing import Any
 
+from taskq.errors import ConfigError
 from taskq.queue.task import TaskRow
 from taskq.stores.base import INLINE_PAYLOAD
 
@@ -61,6 +63,7 @@ _PAYLOAD = _FIELDS.index("payload")
 _DUE_AT = _FIELDS.index("due_at")  # from here on a record changes
 _RUN = _FIELDS.index("run")  # from here on there is nothing before the first run
 _RESULT = _FIELDS.index("result")
+_make = TaskRow._make
 _NEVER_RUN = (0, 0, 0, False, None, None, None, None, None, None)
 
 _LARGEST = 256
@@ -147,6 +150,38 @@ OLD_KEYS = (
 )
 
 
+HEADER = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+"""What `check` wants to know."""
+COUNT_LIVE = f"SELECT count(*) FROM task WHERE state < {FIRST_FINAL}"
+COUNT_FINAL = f"SELECT state, count(*) FROM task WHERE state >= {FIRST_FINAL} GROUP BY state"
+
+
+def check(path: Path, application: int, version: int, objects: int) -> None:
+    """Whether a file of so many tables and indexes is ours, and not made by a newer taskq. Raises `ConfigError`."""
+    if application != APPLICATION_ID and (application or objects):
+        raise ConfigError(f"{path} is a database of another program", hint="choose another file with --store")
+    if version > VERSION:
+        raise ConfigError(
+            f"{path} was made by a newer taskq (its tables have version {version}, this taskq knows {VERSION})",
+            hint="install that taskq again, or choose another file with --store",
+        )
+
+
+def selection(states: Iterable[int], type: str | None, queue: str | None) -> tuple[str, list[str]]:
+    """The statement, and its first parameters, that looks for records among ids (from, to), newest first, limited."""
+    conditions = []
+    parameters = []
+    wanted = sorted(set(states))
+    if wanted:
+        conditions.append(f"t.state IN ({', '.join(str(int(state)) for state in wanted)})")
+    for column, value in (("type", type), ("queue", queue)):
+        if value is not None:
+            conditions.append(f"t.{column} = ?")
+            parameters.append(value)
+    conditions.append("t.id BETWEEN ? AND ?")
+    return f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY t.id DESC LIMIT ?", parameters
+
+
 @dataclass
 class Stored:
     """The tasks of a batch as rows for `INSERT_FRESH`, `INSERT_WHOLE`, `UPDATE`, `INSERT_PAYLOAD`, `INSERT_RESULT`."""
@@ -184,9 +219,9 @@ def _outcome(row: TaskRow, results: list[tuple[int, bytes]]) -> tuple[bytes | in
 
 
 def task_row(stored: tuple[Any, ...]) -> TaskRow:
-    """The `TaskRow` of a stored row; words that many rows share are kept once."""
-    id, type, queue = stored[:3]
+    """The `TaskRow` of a stored row (or of its beginning, when it has no run); words that rows share are kept once."""
     if stored[_RUN] is None:
-        return TaskRow._make((id, intern(type), intern(queue), *stored[3:_RUN], *_NEVER_RUN))
+        # A million of these are made at start: one display, no slices of slices.
+        return _make((stored[0], intern(stored[1]), intern(stored[2]), *stored[3:_RUN], *_NEVER_RUN))
     error = None if stored[-1] is None else tuple(json.loads(stored[-1]))
-    return TaskRow._make((id, intern(type), intern(queue), *stored[3:-1], error))
+    return _make((stored[0], intern(stored[1]), intern(stored[2]), *stored[3:-1], error))

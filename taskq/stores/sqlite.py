@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import sqlite3
 import sys
@@ -28,18 +27,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskq.errors import ConfigError, StoreDamaged, StoreFailed
+from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
 from taskq.stores import schema
 from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, Opened, TypeRow, WorkerRow
-from taskq.stores.disk import LockFile, Reserve, cannot_write, free_space, sync_folder
+from taskq.stores.disk import LockFile, Reserve, free_space, make_file
 
 FREE_MARK = 64 * 2**20
 """Bytes: with less free space on the disk, no new tasks are accepted."""
 RESERVE = 16 * 2**20
 """Bytes that are kept back for the outcomes of accepted tasks."""
 
-_PIECE = 10_000  # rows that one read, or one pruning transaction, takes while others wait
+_OLDEST_SQLITE = (3, 32)  # from there on a statement has room for `Insert`'s parameters
+_PATIENCE = 0.5  # seconds that the start waits for another program's lock
+_CHECKED = 2**30  # bytes: larger files are not read through at start
+_PIECE = 1_000  # rows that one read at start takes; more would only leave the processor's cache
+_SCAN = 50_000  # ids that one piece of a search takes while commits wait
+_PRUNED = 4_000  # rows, or pages, that one transaction of `SqliteStore.prune` takes while others wait
 _CHECKPOINT = 4_000  # pages in the log before they are copied into the database
 _PRAGMAS = (
     "PRAGMA auto_vacuum = INCREMENTAL",  # only a new file takes it
@@ -47,6 +51,7 @@ _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}",
+    "PRAGMA journal_size_limit = 67108864",  # what one huge transaction may leave behind
     "PRAGMA cache_size = -65536",
     "PRAGMA secure_delete = OFF",
     "PRAGMA temp_store = MEMORY",
@@ -83,6 +88,10 @@ class SqliteStore:
 
     def open(self) -> Opened:
         """See `Store.open`."""
+        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+            raise ConfigError(
+                f"SQLite {sqlite3.sqlite_version} is too old", hint="this Python needs one of 3.32 or newer"
+            )
         with self._mutex:
             self._lock.take()
             try:
@@ -94,100 +103,44 @@ class SqliteStore:
                 raise
 
     def _open(self) -> Opened:
-        if self._create_file():
-            self._db = self._connect()
-            self._create_tables()
-        else:
-            self._inspect()
-            self._db = self._connect()
-            self._upgrade()
-        with self._transaction(self._db) as db:
-            db.execute("UPDATE store SET epoch = epoch + 1")
         self._failure = None
-        if free_space(self._path.parent) >= self._reserve_size:
-            self._reserve.take()
-        return self._read_opened(self._db)
-
-    def _create_file(self) -> bool:
-        """Make an empty file, for this user only, where there is none; whether tables must be made in it."""
-        try:
-            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
-            return self._path.stat().st_size == 0
-        except OSError as error:
-            raise cannot_write(self._path.parent, error) from None
-        sync_folder(self._path.parent)
-        return True
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        try:
-            for pragma in _PRAGMAS:
-                db.execute(pragma).fetchall()
-        except sqlite3.Error:
-            db.close()
-            raise
-        return db
+        self._reserve.find()
+        if not make_file(self._path):
+            self._inspect()
+        db = self._db = self._connect()
+        self._transact(_bring_up_to_date)
+        self._transact(lambda db: db.execute("UPDATE store SET epoch = epoch + 1"))
+        self._fill_reserve(free_space(self._path.parent))
+        return _read_opened(db)
 
     def _inspect(self) -> None:
-        """Look at a file without changing it (a writing connection would, at its end): is it ours and not too new?"""
+        """Look at a file without changing it, as a connection that may write would at its end."""
         log = self._beside("-wal")
         if self._beside("-journal").exists():  # the process died while it made the file
             return
         how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
         try:
             uri = f"{self._path.absolute().as_uri()}?{how}"
-            with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
-                application = _single(db, "PRAGMA application_id")
-                version = _single(db, "PRAGMA user_version")
-                tables = _single(db, "SELECT count(*) FROM sqlite_master")
+            with contextlib.closing(sqlite3.connect(uri, _PATIENCE, uri=True, isolation_level=None)) as db:
+                schema.check(self._path, *(_single(db, sql) for sql in schema.HEADER))
+                if self._path.stat().st_size <= _CHECKED:
+                    found = _single(db, "PRAGMA quick_check(1)")
+                    if found != "ok":
+                        raise sqlite3.DatabaseError(found)
         finally:
             self._beside("-shm").unlink(missing_ok=True)
-        if application != schema.APPLICATION_ID and (tables or application):
-            raise ConfigError(f"{self._path} is a database of another program", hint="choose another file with --store")
-        if version > schema.VERSION:
-            raise ConfigError(
-                f"{self._path} was made by a newer taskq (version {version} of its tables, this one knows "
-                f"{schema.VERSION})",
-                hint="install that version of taskq, or choose another file with --store",
-            )
 
-    def _create_tables(self) -> None:
-        assert self._db is not None
-        with self._transaction(self._db) as db:
-            for statement in schema.TABLES:
-                db.execute(statement)
-            db.execute("INSERT INTO store VALUES (1, ?, 0, 1, '{}')", (secrets.randbits(63),))
-            db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {schema.VERSION}")
-
-    def _upgrade(self) -> None:
-        """Bring older tables up to date, all steps in one transaction."""
-        assert self._db is not None
-        version = _single(self._db, "PRAGMA user_version")
-        if version == 0:  # the process died between making the file and its tables
-            self._create_tables()
-        elif version < schema.VERSION:
-            with self._transaction(self._db) as db:
-                for step in range(version, schema.VERSION):
-                    for statement in schema.UPGRADES[step]:
-                        db.execute(statement)
-                db.execute(f"PRAGMA user_version = {schema.VERSION}")
-
-    def _read_opened(self, db: sqlite3.Connection) -> Opened:
-        store_id, epoch, next_id, totals = db.execute("SELECT store_id, epoch, next_id, totals FROM store").fetchone()
-        live = _single(db, f"SELECT count(*) FROM task WHERE state < {schema.FIRST_FINAL}")
-        final = db.execute(f"SELECT state, count(*) FROM task WHERE state >= {schema.FIRST_FINAL} GROUP BY state")
-        return Opened(
-            store_id,
-            epoch,
-            next_id,
-            json.loads(totals),
-            live,
-            {State(state): count for state, count in final},
-            [TypeRow(*row) for row in db.execute("SELECT name, info FROM type ORDER BY rowid")],
-            [WorkerRow(*row) for row in db.execute("SELECT incarnation, pool, name, host, pid FROM worker")],
-        )
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, _PATIENCE, isolation_level=None, check_same_thread=False)
+        try:
+            for pragma in _PRAGMAS:
+                db.execute(pragma).fetchall()
+            if _single(db, "PRAGMA journal_mode") != "wal":
+                raise ConfigError(f"the file system of {self._path} cannot hold a SQLite write-ahead log")
+        except BaseException:
+            db.close()
+            raise
+        return db
 
     def close(self) -> None:
         """See `Store.close`; copies the log into the database unless a write has failed."""
@@ -226,47 +179,41 @@ class SqliteStore:
             self._commit(statements)
 
     def _commit(self, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
-        """Run statements in one transaction, once more when the disk was full and the reserve could be freed."""
+        """Run statements in one transaction. Raises `StoreFailed`, and from then on always."""
         if self._failure is not None:
             raise StoreFailed(f"the store takes no more writes: {self._failure.message}")
         if self._db is None:
             raise StoreFailed("the store is closed")
         try:
-            try:
-                return self._attempt(self._db, statements)
-            except sqlite3.OperationalError as error:
-                if not (_is_full(error) and self._reserve.free()):
-                    raise
-                return self._attempt(self._db, statements)
+            return self._transact(statements)
         except (sqlite3.Error, ValueError, OverflowError) as error:
             self._failure = StoreFailed(f"cannot write to {self._path}: {error}")
             raise self._failure from error
 
-    def _attempt(self, database: sqlite3.Connection, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
-        with self._transaction(database) as db:
-            return statements(db)
-
-    @contextlib.contextmanager
-    def _transaction(self, db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-        db.execute("BEGIN IMMEDIATE")
+    def _transact(self, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """The same with SQLite's errors, and once more when the disk was full and the reserve could be freed."""
+        assert self._db is not None
         try:
-            yield db
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:  # a full disk has ended it already
-                db.execute("ROLLBACK")
-            raise
+            return _transaction(self._db, statements)
+        except sqlite3.OperationalError as error:
+            if not (_is_full(error) and self._reserve.free()):
+                raise
+            return _transaction(self._db, statements)
 
     def has_space(self) -> bool:
         """See `Store.has_space`; has the reserve back once there is room for it."""
         try:
             free = free_space(self._path.parent)
-            if not self._reserve.held and free >= self._free_mark + self._reserve_size:
-                with self._mutex:
-                    self._reserve.take()
         except OSError:
             return False
+        if not self._reserve.held:
+            with self._mutex:
+                self._fill_reserve(free)
         return free >= self._free_mark
+
+    def _fill_reserve(self, free: int) -> None:
+        if not self._reserve.held and free >= self._free_mark + self._reserve_size:
+            self._reserve.take()
 
     def purge(self, states: Iterable[State], finished_before: float, limit: int, now: float) -> dict[State, int]:
         """See `Store.purge`."""
@@ -276,11 +223,11 @@ class SqliteStore:
             gone.clear()
             for state in sorted(FINAL.intersection(states)):
                 ids = _single(db, schema.OLDEST, (state, finished_before, limit - gone.total()))
-                db.execute(schema.EXPIRE_KEYS, (now + KEEP_CALLS, ids, ids))
-                for delete in schema.DELETES:
-                    deleted = db.execute(delete, (ids,)).rowcount
-                    if delete is schema.DELETES[0]:
-                        gone[state] += deleted
+                gone[state] = len(json.loads(ids))
+                if gone[state]:
+                    db.execute(schema.EXPIRE_KEYS, (now + KEEP_CALLS, ids, ids))
+                    for delete in schema.DELETES:
+                        db.execute(delete, (ids,))
 
         with self._mutex:
             self._commit(statements)
@@ -288,11 +235,27 @@ class SqliteStore:
 
     def prune(self, now: float) -> None:
         """See `Store.prune`."""
-        for statement, before in ((schema.OLD_CALLS, now - KEEP_CALLS), (schema.OLD_KEYS, now)):
-            deleted = _PIECE
-            while deleted == _PIECE:
-                with self._mutex:
-                    deleted = self._commit(lambda db: db.execute(statement, (before, _PIECE)).rowcount)  # noqa: B023
+        self._prune(schema.OLD_CALLS, now - KEEP_CALLS)
+        self._prune(schema.OLD_KEYS, now)
+        while self._shrink():
+            pass
+
+    def _prune(self, statement: str, before: float) -> None:
+        deleted = _PRUNED
+        while deleted == _PRUNED:
+            with self._mutex:
+                deleted = self._commit(lambda db: db.execute(statement, (before, _PRUNED)).rowcount)
+
+    def _shrink(self) -> bool:
+        """Give some unused pages back to the disk when a good part of the file is unused; whether there are more."""
+        ((unused, pages),) = self._read(
+            "SELECT freelist_count, page_count FROM pragma_freelist_count, pragma_page_count"
+        )
+        if unused <= max(_PRUNED, pages // 4):
+            return False
+        with self._mutex:
+            self._commit(lambda db: db.execute(f"PRAGMA incremental_vacuum({_PRUNED})").fetchall())
+        return True
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -300,12 +263,11 @@ class SqliteStore:
         """See `Store.live`."""
         last = -1
         while rows := self._read(schema.LIVE, (last, _PIECE)):
-            runs: dict[int, tuple[Any, ...]] = {}
-            if any(row[-1] is not None for row in rows):
-                runs = {row[0]: row for row in self._read(schema.LIVE_RUNS, (rows[0][0], rows[-1][0]))}
-            for row in rows:
-                yield schema.task_row(row if row[-1] is None else runs[row[0]])
             last = rows[-1][0]
+            if any(row[-1] is not None for row in rows):
+                runs = {row[0]: row for row in self._read(schema.LIVE_RUNS, (rows[0][0], last))}
+                rows = [runs.get(row[0], row) for row in rows]
+            yield from map(schema.task_row, rows)
 
     def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
         """See `Store.payloads`."""
@@ -325,16 +287,15 @@ class SqliteStore:
         self, *, states: Iterable[State] = (), type: str | None = None, queue: str | None = None, limit: int = 50
     ) -> list[TaskRow]:
         """See `Store.select`."""
-        wanted = sorted(set(states))
-        conditions = [f"t.state IN ({', '.join(str(int(state)) for state in wanted)})"] if wanted else []
-        parameters: list[str | int] = []
-        for column, value in (("type", type), ("queue", queue)):
-            if value is not None:
-                conditions.append(f"t.{column} = ?")
-                parameters.append(value)
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        sql = f"{schema.SELECT} {where} ORDER BY t.id DESC LIMIT ?"
-        return [schema.task_row(row) for row in self._read(sql, (*parameters, limit))]
+        sql, parameters = schema.selection(states, type, queue)
+        ((first, last),) = self._read("SELECT (SELECT min(id) FROM task), (SELECT max(id) FROM task)")
+        found: list[TaskRow] = []
+        # In pieces, since a rare thing may be far back and commits are waiting.
+        while first is not None and last >= first and len(found) < limit:
+            rows = self._read(sql, (*parameters, last - _SCAN + 1, last, limit - len(found)))
+            found.extend(map(schema.task_row, rows))
+            last -= _SCAN
+        return found
 
     def last_seq(self, client: int) -> int:
         """See `Store.last_seq`."""
@@ -356,7 +317,7 @@ class SqliteStore:
                 found[key] = KeyRow(*row)
         return found
 
-    def _read(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with self._mutex, self._translated("read"):
             if self._db is None:
                 raise StoreFailed("the store is closed")
@@ -370,7 +331,50 @@ class SqliteStore:
         except sqlite3.Error as error:
             if type(error) is sqlite3.DatabaseError:
                 raise StoreDamaged(f"the store {self._path} is damaged: {error}") from error
+            if "locked" in str(error):
+                raise StoreLocked(f"the store {self._path} is locked by another program") from error
             raise StoreFailed(f"cannot {verb} {self._path}: {error}") from error
+
+
+def _transaction(db: sqlite3.Connection, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        result = statements(db)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # a full disk has ended it already
+            db.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _bring_up_to_date(db: sqlite3.Connection) -> None:
+    """Make the tables in an empty file (again, where a process died before it had), or lead older ones to `VERSION`."""
+    version = _single(db, "PRAGMA user_version")
+    if version == 0:
+        for statement in schema.TABLES:
+            db.execute(statement)
+        db.execute("INSERT INTO store VALUES (1, ?, 0, 1, '{}')", (secrets.randbits(63),))
+        db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+    for step in range(max(version, 1), schema.VERSION):
+        for statement in schema.UPGRADES[step]:
+            db.execute(statement)
+    if version != schema.VERSION:
+        db.execute(f"PRAGMA user_version = {schema.VERSION}")
+
+
+def _read_opened(db: sqlite3.Connection) -> Opened:
+    store_id, epoch, next_id, totals = db.execute("SELECT store_id, epoch, next_id, totals FROM store").fetchone()
+    return Opened(
+        store_id,
+        epoch,
+        next_id,
+        json.loads(totals),
+        _single(db, schema.COUNT_LIVE),
+        {State(state): count for state, count in db.execute(schema.COUNT_FINAL)},
+        [TypeRow(*row) for row in db.execute("SELECT name, info FROM type ORDER BY rowid")],
+        [WorkerRow(*row) for row in db.execute("SELECT incarnation, pool, name, host, pid FROM worker")],
+    )
 
 
 def _insert(db: sqlite3.Connection, insert: schema.Insert, rows: Sequence[Sequence[Any]]) -> None:
