@@ -1,0 +1,222 @@
+"""Single rules of the pure queue, each played through by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from taskq.config import QueueSettings
+from taskq.errors import KeyConflict, QueueFull
+from taskq.queue.check import check
+from taskq.queue.idempotency import content_digest
+from taskq.queue.leases import Moment, Worker
+from taskq.queue.state import Changes, QueueState
+from taskq.queue.task import NewTask, State, Task
+from taskq.service import ACK, NACK
+from taskq.stores.base import KeyRow
+
+START = Moment(100.0, 5_000.0)
+POOL = {"id": "pool", "name": "pool", "host": "h", "pid": 1, "local": None}
+ERROR = ("error", "ValueError", "no", "")
+
+
+def after(seconds: float) -> Moment:
+    return Moment(START.mono + seconds, START.wall + seconds)
+
+
+def new_state(**settings: Any) -> QueueState:
+    return QueueState(QueueSettings(**settings))
+
+
+def join(state: QueueState, name: str = "w", queues: tuple[str, ...] = (), now: Moment = START) -> Worker:
+    info: Any = {
+        **{"incarnation": name, "pool": POOL, "name": name, "host": "h", "pid": 2, "threads": 4},
+        **{"queues": queues, "types": [{"name": "x"}, {"name": "y"}]},
+    }
+    return state.attach(info, [], now)[0]
+
+
+def put(state: QueueState, *items: NewTask, now: Moment = START) -> list[int]:
+    return state.submit(1, items or (NewTask("x", b"p"),), {}, now).ids
+
+
+def take(state: QueueState, worker: Worker, slots: int = 1, now: Moment = START, waiting: int = 0) -> list[Task]:
+    return state.reserve(worker, slots, 0, (), waiting, now)[0]
+
+
+def test_submit_says_all_that_it_changed() -> None:
+    state = new_state()
+    accepted = state.submit(7, [NewTask("x", b"p"), NewTask("y", b"q", "mail", delay=9.0)], {}, START)
+    first, second = accepted.changes.written
+    assert accepted.ids == [1, 2] and accepted.existing == [] and accepted.keys == []
+    assert accepted.changes == Changes([first, second], [], {("default", "x"): 1}, [])
+    assert (first.state, first.client, first.due_at) == (State.PENDING, 7, START.wall)
+    assert (second.state, second.queue, second.due_at) == (State.SCHEDULED, "mail", START.wall + 9)
+    check(state)
+
+
+def test_hand_outs_go_by_priority_then_age_over_all_queues() -> None:
+    state = new_state()
+    items = [NewTask("x", b"", "a"), NewTask("y", b"", "b", 5), NewTask("x", b"", "b"), NewTask("y", b"", "a", 5)]
+    put(state, *items)
+    assert [task.id for task in take(state, join(state), 4)] == [2, 4, 1, 3]
+
+
+def test_a_worker_gets_only_what_it_serves() -> None:
+    state = new_state()
+    put(state, NewTask("x", b"", "a"), NewTask("z", b"", "b"), NewTask("y", b"", "b"))
+    assert [task.id for task in take(state, join(state, queues=("b",)), 4)] == [3]
+
+
+def test_a_short_backlog_is_shared_out_evenly() -> None:
+    state = new_state()
+    put(state, *[NewTask("x", b"")] * 8)
+    shares = [len(take(state, join(state, f"w{n}"), 4, waiting=3 - n)) for n in range(4)]
+    assert shares == [2, 2, 2, 2]
+
+
+def test_an_expired_run_is_over_even_for_the_worker_that_has_the_task_again() -> None:
+    state = new_state(lease=30.0)
+    (number,) = put(state)
+    worker = join(state)
+    (task,) = take(state, worker)
+    old = task.run
+    state.tick(after(31))
+    assert (task.state, task.deaths, task.due_at) == (State.SCHEDULED, 1, START.wall + 31 + 1)
+    state.leases.beat(POOL, [{"incarnation": "w", "stopped": False}], after(32).mono)
+    state.tick(after(33))
+    (task,) = take(state, worker, now=after(33))
+    assert task.run > old
+    refused, changes = state.report(worker, [(ACK, number, old, b"late", 1.0)], after(33))
+    assert refused == [0] and changes == Changes() and task.state is State.RUNNING and task.result is None
+    refused, _ = state.report(worker, [(ACK, number, task.run, b"good", 1.0)], after(34))
+    assert refused == [] and task.result == b"good" and task.error is None
+    check(state)
+
+
+def test_three_deaths_poison_and_what_had_not_started_goes_back_unharmed() -> None:
+    state = new_state()
+    put(state, NewTask("x", b"", priority=1), NewTask("x", b""))
+    now = START
+    for death in (1, 2, 3):
+        worker = join(state, f"w{death}", now=now)
+        bad, good = take(state, worker, 2, now)
+        state.leases.remove(worker.incarnation, dead=True)
+        changes = state.worker_gone(worker, "signal 11", {bad.id: bad.run}, now, counts=True)
+        assert (bad.deaths, good.deaths, good.failures, good.state) == (death, 0, 0, State.PENDING)
+        assert changes.ready == {("default", "x"): 1}
+        if death < 3:
+            assert bad.state is State.SCHEDULED and bad.due_at == now.wall + 2.0 ** (death - 1)
+            now = Moment(now.mono + 10, now.wall + 10)
+            state.tick(now)
+    assert bad.state is State.FAILED and bad.error is not None and bad.error.kind == "poisoned"
+    assert changes.final == [bad]
+    state.forget(bad)
+    check(state)
+
+
+def test_retries_wait_longer_each_time_and_end() -> None:
+    state = new_state()
+    put(state, NewTask("x", b"", max_retries=2, backoff=4.0))
+    worker, now = join(state), START
+    for low, high in ((2.0, 4.0), (4.0, 8.0)):
+        (task,) = take(state, worker, now=now)
+        state.report(worker, [(NACK, task.id, task.run, ERROR, None, 0.1)], now)
+        assert task.state is State.SCHEDULED and low <= task.due_at - now.wall <= high
+        now = Moment(now.mono + 9, now.wall + 9)
+        worker.beat_at = now.mono
+        state.tick(now)
+    (task,) = take(state, worker, now=now)
+    _, changes = state.report(worker, [(NACK, task.id, task.run, ERROR, None, 0.1)], now)
+    assert task.state is State.FAILED and task.failures == 3 and changes.final == [task]
+    assert state.figures.totals["retried"] == 2 and state.figures.totals["failed"] == 1
+
+
+def test_attaching_again_gives_back_what_the_worker_does_not_hold() -> None:
+    state = new_state()
+    put(state, *[NewTask("x", b"")] * 3)
+    worker = join(state)
+    kept, lost, _ = take(state, worker, 3)
+    held = [(kept.id, kept.run), (99, 5)]
+    info: Any = {
+        **{"incarnation": "w", "pool": POOL, "name": "w", "host": "h", "pid": 2, "threads": 4},
+        **{"queues": (), "types": [{"name": "x"}]},
+    }
+    session = worker.session
+    worker, gone, changes = state.attach(info, held, START)
+    assert gone == [(99, 5)] and worker.session == session + 1 and changes.ready == {("default", "x"): 2}
+    assert state.leases.session("w", session) is None, "the former session is over"
+    assert kept.state is State.RUNNING and lost.state is State.PENDING
+    check(state)
+
+
+@pytest.mark.parametrize("trouble", ["silent", "stopped", "draining"])
+def test_nothing_is_handed_to_a_worker_in_trouble(trouble: str) -> None:
+    state = new_state(lease=30.0)
+    put(state)
+    worker = join(state)
+    if trouble == "stopped":
+        state.leases.beat(POOL, [{"incarnation": "w", "stopped": True}], START.mono)
+    worker.draining = trouble == "draining"
+    now = after(20.5) if trouble == "silent" else START
+    assert take(state, worker, now=now) == []
+    state.leases.beat(POOL, [{"incarnation": "w", "stopped": False}], now.mono)
+    worker.draining = False
+    assert len(take(state, worker, now=now)) == 1
+
+
+def test_a_stopped_worker_keeps_its_old_lease_only() -> None:
+    state = new_state(lease=30.0)
+    put(state)
+    worker = join(state)
+    take(state, worker)
+    state.leases.beat(POOL, [{"incarnation": "w", "stopped": True}], after(29).mono)
+    state.tick(after(31))
+    assert not worker.running
+
+
+def test_a_full_queue_takes_nothing_of_a_call_and_other_queues_go_on() -> None:
+    state = new_state(max_pending=3)
+    put(state, NewTask("x", b""), NewTask("x", b"", delay=60.0))
+    with pytest.raises(QueueFull, match=r'queue "default" is full \(2 pending, oldest 1m05s\); not accepted'):
+        put(state, NewTask("x", b"", "other"), NewTask("x", b""), NewTask("x", b""), now=after(65))
+    assert sorted(state.tasks) == [1, 2] and state.figures.totals["submitted"] == 2
+    assert put(state, *[NewTask("x", b"", "other")] * 3) == [3, 4, 5]
+    check(state)
+
+
+def test_a_key_gives_the_same_task_or_a_conflict() -> None:
+    state = new_state()
+    item = NewTask("x", b"p", key="k")
+    known = {"k": KeyRow("k", 77, content_digest(item))}
+    accepted = state.submit(1, [item, NewTask("x", b"p"), item._replace(correlation_id="c")], known, START)
+    assert accepted.ids == [77, 2, 77] and accepted.existing == [0, 2] and sorted(state.tasks) == [2]
+    twins = state.submit(1, [item, item], {}, START)
+    assert twins.ids == [4, 4] and twins.existing == [1] and [row.key for row in twins.keys] == ["k"]
+    with pytest.raises(KeyConflict, match="belongs to task 77"):
+        state.submit(1, [NewTask("x", b"n"), item._replace(payload=b"other")], known, START)
+    assert sorted(state.tasks) == [2, 4]
+
+
+def test_a_cancelled_running_task_gets_no_further_attempt_but_may_complete() -> None:
+    state = new_state()
+    put(state, *[NewTask("x", b"")] * 2)
+    worker = join(state)
+    first, second = take(state, worker, 2)
+    for task in (first, second):
+        assert state.cancel(task.id, START)[0] is State.RUNNING
+    reports = [(ACK, first.id, first.run, b"r", 0.1), (NACK, second.id, second.run, ERROR, None, 0.1)]
+    state.report(worker, reports, START)
+    assert (first.state, second.state) == (State.COMPLETED, State.CANCELLED)
+
+
+def test_what_is_due_is_known_to_the_second() -> None:
+    state = new_state(lease=30.0)
+    assert state.next_deadline(START) is None
+    put(state, NewTask("x", b"", delay=50.0))
+    assert state.next_deadline(START) == 50.0
+    put(state)
+    take(state, join(state))
+    assert state.next_deadline(after(10)) == 20.0
+    assert state.next_deadline(after(90)) == 0.0
