@@ -63,7 +63,7 @@ class Answers(QueueService):
 
     def snapshot(self) -> dict[str, Any]:
         self.last = ("snapshot",)
-        return {"schema": "taskq.snapshot/1", "threads": threading.active_count()}
+        return {"schema": "taskq.snapshot/1", "queues": [{"name": "default", "pending": 3}]}
 
     def submit(self, client: int, seq: int, items: Sequence[NewTask]) -> Submitted:
         self.last = ("submit", client, seq, items)

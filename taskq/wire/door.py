@@ -17,6 +17,7 @@ import resource
 import selectors
 import socket
 import struct
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -74,15 +75,17 @@ class Door:
         self._guests: dict[socket.socket, Guest] = {}
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
+        self._close_lock = threading.Lock()
         self._closing = False
         self._paused_until = 0.0
         self._quiet: dict[str, tuple[float, int]] = {}
 
     def close(self) -> None:
         """End `run` soon; from any thread, any number of times."""
-        if not self._closing:
-            self._closing = True
-            self._wake_in.send(b"x")
+        with self._close_lock:
+            if not self._closing:
+                self._wake_in.send(b"x")  # first, because `run` closes this socket once it sees the flag
+                self._closing = True
 
     def run(self) -> None:
         """Accept until `close`; then the listener and all strangers are closed."""
