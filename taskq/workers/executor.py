@@ -57,6 +57,10 @@ class Executor:
         finally:
             self._slots.end(slot)
 
+    def close(self) -> None:
+        """End the watchdog's thread; call it when no task runs any more."""
+        self._watchdog.close()
+
     def _name(self, type: str) -> bytes:
         name = self._names.get(type)
         if name is None:

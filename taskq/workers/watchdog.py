@@ -36,6 +36,7 @@ class Watchdog:
         self._monotonic = monotonic
         self._armed: dict[Alarm, bool] = {}
         self._next = math.inf
+        self._closed = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -61,9 +62,19 @@ class Watchdog:
             alarm.fired.wait()
             _set_exception(alarm.thread, None)
 
+    def close(self) -> None:
+        """End the thread; what is armed does not fire any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
     def _watch(self) -> None:
         while True:
             with self._changed:
+                if self._closed:
+                    return
                 now = self._monotonic()
                 armed = list(self._armed)
                 late = [alarm for alarm in armed if alarm.deadline <= now]
