@@ -78,6 +78,7 @@ class Worker:
         self._monotonic = clock.monotonic
         self._executor = Executor(types, slots, self._on_progress, clock.monotonic)
         self._threads = threads
+        self._all_threads: list[threading.Thread] = []
         self._backlog = Backlog(threads, link.held)
         self._finished: deque[Outcome] = deque()
         self._unsent: list[Outcome] = []
@@ -98,9 +99,20 @@ class Worker:
     def start(self) -> None:
         """Start all threads."""
         for slot in range(self._threads):
-            threading.Thread(target=self._work, args=(slot,), name=f"taskq-task-{slot}", daemon=True).start()
-        threading.Thread(target=self._guard, args=(self._reserve_step,), name="taskq-reserve", daemon=True).start()
-        threading.Thread(target=self._guard, args=(self._report_step,), name="taskq-report", daemon=True).start()
+            self._start(f"taskq-task-{slot}", self._work, slot)
+        self._start("taskq-reserve", self._guard, self._reserve_step)
+        self._start("taskq-report", self._guard, self._report_step)
+
+    def _start(self, name: str, target: Callable[..., None], argument: object) -> None:
+        thread = threading.Thread(target=target, args=(argument,), name=name, daemon=True)
+        thread.start()
+        self._all_threads.append(thread)
+
+    def join(self, timeout: float) -> None:
+        """Wait up to ``timeout`` seconds for each thread, when it is `over`."""
+        for thread in self._all_threads:
+            thread.join(timeout)
+        self._executor.close()
 
     def drain(self, *, orphan: bool = False) -> None:
         """Begin the stop, see the module's text. Safe in a signal handler; may be called again."""
@@ -131,6 +143,7 @@ class Worker:
     def _end(self) -> None:
         self.over.set()
         self._link.close()
+        self._backlog.close()
         self.wake()
 
     # -- task threads
