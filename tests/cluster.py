@@ -175,6 +175,12 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return [int(line) for line in done.stdout.split()]
 
+    def result_of(self, payload: dict[str, Any], *options: object) -> Any:
+        """Submit one task with ``taskq-submit --wait``; gives its result."""
+        done = self.run("submit", "--payload", json.dumps(payload), "--wait", *options)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
     @property
     def join(self) -> Join:
         """How to reach the manager."""
@@ -213,7 +219,7 @@ class Cluster:
         for close in reversed(self._closing):
             close()
         died = [process for process in self.processes if process.popen.poll() is not None and not process.asked]
-        for process in reversed(self.processes):  # pools before their manager
+        for process in sorted(self.processes, key=lambda one: one.name, reverse=True):  # pools before their manager
             try:
                 process.stop()
             except subprocess.TimeoutExpired:

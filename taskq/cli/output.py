@@ -169,9 +169,11 @@ def run(command: click.Command, prog: str, args: Sequence[str] | None = None) ->
     """
     words = list(sys.argv[1:] if args is None else args)
     output = Output(json="--json" in words)
+    _occupy_standard_streams()
     try:
         code = command.main(args=words, prog_name=prog, standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return int(code or EXIT_OK)
     except click.ClickException as error:
         return _usage(output, error)
@@ -190,6 +192,16 @@ def run(command: click.Command, prog: str, args: Sequence[str] | None = None) ->
             f"unexpected: {type(error).__name__}: {error}", "set TASKQ_DEBUG=1 to see where it comes from", "unexpected"
         )
         return EXIT_FAILED
+
+
+def _occupy_standard_streams() -> None:
+    """Put /dev/null where a daemon has closed one of them: else the store or a socket could get its number, and would
+    then receive what is meant for stderr."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _usage(output: Output, error: click.ClickException) -> int:
