@@ -45,6 +45,9 @@ AFTER_DRAIN = 10.0
 """Seconds that a drained pool has, over its own drain timeout, before it is killed."""
 HARD_STOP = 3.0
 """Seconds that it has when it was told to stop at once."""
+SIGNAL_WAIT = 0.5
+"""Seconds for which the main thread waits at most without a look at signals: the system may give a signal to another
+thread (it does after SIGSTOP and SIGCONT), and then it does not end the wait of this one."""
 CANNOT_BOOT = (2, 4)
 """Exit codes of a pool that would only fail again: bad usage or modules, bad key."""
 
@@ -213,11 +216,12 @@ class Manager:
         restart_at: float | None = None
         while True:
             try:
-                pause = None if restart_at is None else max(0.0, restart_at - self._clock.monotonic())
-                event = self._events.get(timeout=pause)
+                left = SIGNAL_WAIT if restart_at is None else restart_at - self._clock.monotonic()
+                event = self._events.get(timeout=min(max(0.0, left), SIGNAL_WAIT))
             except queue.Empty:
-                restart_at = None
-                self._start_pool()
+                if restart_at is not None and self._clock.monotonic() >= restart_at:
+                    restart_at = None
+                    self._start_pool()
                 continue
             if event.kind == "signal":
                 return 0
@@ -275,9 +279,12 @@ class Manager:
         code = 0
         while pool.alive:
             try:
-                event = self._events.get(timeout=max(0.0, give_up - self._clock.monotonic()))
+                left = give_up - self._clock.monotonic()
+                event = self._events.get(timeout=min(max(0.0, left), SIGNAL_WAIT))
             except queue.Empty:
-                break
+                if left <= 0:
+                    break
+                continue
             if event.kind == "signal":
                 logs.announce(log, "stopping_hard", "stopping at once: running tasks are broken off and go back")
                 code = 128 + int(event.value)

@@ -51,6 +51,9 @@ AWAY_LIMIT = 60.0
 GOODBYE = 5.0
 """Seconds for the last words to the manager."""
 
+SIGNAL_WAIT = 0.5
+"""Seconds for which the loop waits at most without a look at signals: the system may give a signal to another thread (it
+does after SIGSTOP and SIGCONT), and then it does not end the wait of this one."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _log = logging.getLogger(__name__)
 
@@ -154,7 +157,7 @@ class WorkerPool:
         elif self._settings.local is not None:
             due.append(self._keeper.last_contact + AWAY_LIMIT)
         with contextlib.suppress(queue.Empty):
-            return self._events.get(timeout=max(0.0, min(due) - now) if due else None)
+            return self._events.get(timeout=min(max(0.0, min(due, default=now + SIGNAL_WAIT) - now), SIGNAL_WAIT))
         return lambda: None
 
     def _post(self, handler: Callable[..., None], *args: object) -> None:
