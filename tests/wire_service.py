@@ -1,12 +1,14 @@
 """A queue that only answers, behind the real server: what the tests of the wire talk to, in process or as a program.
 
-As a program: ``python wire_service.py [--descriptors N] [--memory BYTES] [--port P]`` prints its address and serves
-until its stdin ends. ``--memory`` limits what it may map beyond what it has when it starts to serve.
+As a program, ``python wire_service.py`` prints its address and serves until its stdin ends. ``--descriptors N`` limits
+its descriptors before it starts to serve; ``--lost-descriptors N`` does so afterwards, as if the rest were in use
+elsewhere; ``--memory BYTES`` limits what it may map beyond what it has then.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import resource
 import select
@@ -17,8 +19,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from taskq.config import VERSION, Address, Join
 from taskq.errors import TaskqError
@@ -127,21 +132,37 @@ def serving(service: QueueService, host: str = "127.0.0.1", port: int = 0, key: 
         server.stop()
 
 
+@dataclass
+class Served:
+    """A server in a process of its own."""
+
+    process: psutil.Process
+    address: Address
+    log: Path
+
+    def cpu_share(self, seconds: float) -> float:
+        """Which part of one core it uses in the next seconds."""
+        self.process.cpu_percent()
+        time.sleep(seconds)
+        return self.process.cpu_percent() / 100
+
+
 @contextmanager
-def serving_process(*options: object) -> Iterator[tuple[subprocess.Popen[str], Address]]:
-    """A server in a process of its own; its log goes to this process's stderr."""
+def serving_process(log: Path, *options: object) -> Iterator[Served]:
+    """Start one; at the end it must still be there, and stop in order when asked to."""
     command = [sys.executable, __file__, *map(str, options)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True) as popen,
+    ):
+        assert popen.stdin is not None and popen.stdout is not None
         try:
-            yield process, Address.parse(process.stdout.readline())
+            yield Served(psutil.Process(popen.pid), Address.parse(popen.stdout.readline()), log)
+            assert popen.poll() is None, "the server has ended"
+            popen.stdin.close()
+            assert popen.wait(10) == 0
         finally:
-            process.stdin.close()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+            popen.kill()
 
 
 def join_of(address: Address, key: bytes = KEY) -> Join:
@@ -187,15 +208,17 @@ def until_end(sock: socket.socket, timeout: float = 10.0) -> bytes:
 
 def _main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--descriptors", type=int)
-    parser.add_argument("--memory", type=int)
-    parser.add_argument("--port", type=int, default=0)
+    for name in ("--descriptors", "--lost-descriptors", "--memory"):
+        parser.add_argument(name, type=int)
     options = parser.parse_args()
+    logging.basicConfig(format="%(levelname)s %(message)s")
     sys.setswitchinterval(0.0005)
     if options.descriptors:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options.descriptors, options.descriptors))
-    server = WireServer(Answers(), "127.0.0.1", options.port, KEY)
+    server = WireServer(Answers(), "127.0.0.1", 0, KEY)
     server.start()
+    if options.lost_descriptors:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.lost_descriptors, options.lost_descriptors))
     if options.memory:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + options.memory

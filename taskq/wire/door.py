@@ -5,12 +5,13 @@ Theory of operation. One thread holds the listening socket and every connection 
 handshake's deadline has passed, whatever it sends. Strangers are kept in the order of their coming: at the cap the
 oldest goes, so that silent ones cannot keep an honest one out. Only whoever has proved to have the key gets a thread.
 
-The loop survives everything: no free descriptor (`accept` fails: it looks away from the listener for a moment instead
-of spinning), no free thread, no memory.
+The loop survives everything: no free descriptor (the oldest stranger gives up its own; if there is none, the loop looks
+away from the listener for a moment instead of spinning), no free thread, no memory.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -37,7 +38,6 @@ MAX_CONNECTIONS = 4096
 PAUSE = 0.05
 """Seconds of looking away from the listener after a failed accept."""
 
-_ACCEPTS_A_ROUND = 16
 _QUIET = 10.0
 _log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Door:
         now = time.monotonic()
         for key, _ in self._selector.select(self._next_deadline(now)):
             if key.fileobj is self._listener:
-                self._accept_some()
+                self._accept()
             elif isinstance(key.data, Guest):
                 self._hear(key.data)
         now = time.monotonic()
@@ -131,17 +131,20 @@ class Door:
             times.append(self._paused_until)
         return max(min(times) - now, 0.0) if times else None
 
-    def _accept_some(self) -> None:
-        for _ in range(_ACCEPTS_A_ROUND):
-            try:
-                sock, address = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+    def _accept(self) -> None:
+        """Accept one connection. One only, since `accept` without a free descriptor fails even if nobody waits."""
+        try:
+            sock, address = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if self._guests and error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away(next(iter(self._guests.values())))
                 return
-            except OSError as error:
-                self.say(f"cannot accept connections: {error.strerror}", "")
-                self._selector.unregister(self._listener)
-                self._paused_until = time.monotonic() + PAUSE
-                return
+            self.say(f"cannot accept connections: {error.strerror}", "")
+            self._selector.unregister(self._listener)
+            self._paused_until = time.monotonic() + PAUSE
+        else:
             self._greet(sock, str(address[0]))
 
     def _greet(self, sock: socket.socket, peer: str) -> None:
