@@ -40,14 +40,15 @@ RESERVE = 16 * 2**20
 
 _OLDEST_SQLITE = (3, 32)  # from there on a statement has room for `Insert`'s parameters
 _PATIENCE = 0.5  # seconds that the start waits for another program's lock
+_ROOM_TO_START = 2**20  # bytes: with less on the disk, the reserve is given up at once
 _CHECKED = 2**30  # bytes: larger files are not read through at start
 _PIECE = 1_000  # rows that one read at start takes; more would only leave the processor's cache
 _SCAN = 50_000  # ids that one piece of a search takes while commits wait
 _PRUNED = 4_000  # rows, or pages, that one transaction of `SqliteStore.prune` takes while others wait
 _CHECKPOINT = 4_000  # pages in the log before they are copied into the database
 _PRAGMAS = (
+    "PRAGMA locking_mode = EXCLUSIVE",  # first: from the first access on there is no file of shared memory
     "PRAGMA auto_vacuum = INCREMENTAL",  # only a new file takes it
-    "PRAGMA locking_mode = EXCLUSIVE",
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}",
@@ -105,6 +106,8 @@ class SqliteStore:
     def _open(self) -> Opened:
         self._failure = None
         self._reserve.find()
+        if free_space(self._path.parent) < _ROOM_TO_START:
+            self._reserve.free()
         if not make_file(self._path):
             self._inspect()
         db = self._db = self._connect()
@@ -198,6 +201,7 @@ class SqliteStore:
         except sqlite3.OperationalError as error:
             if not (_is_full(error) and self._reserve.free()):
                 raise
+            self._db.execute("PRAGMA wal_checkpoint").fetchall()  # so that the log begins again in the room it has
             return _transaction(self._db, statements)
 
     def has_space(self) -> bool:

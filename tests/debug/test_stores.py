@@ -1,0 +1,445 @@
+"""What every store promises: one suite over the memory store and the SQLite store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from taskq.errors import StoreFailed, StoreLocked
+from taskq.queue.task import FINAL, State, TaskRow
+from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, Store, TypeRow, WorkerRow
+from taskq.stores.memory import MemoryStore
+from taskq.stores.sqlite import SqliteStore
+
+NOW = 1_700_000_000.0
+ERROR = ("error", "ValueError", 'no "such" thing: ü\n', "Traceback …")
+
+
+def row(id: int, state: State = State.PENDING, **others: Any) -> TaskRow:
+    """A record, as young and plain as can be where nothing else is said."""
+    fields: dict[str, Any] = {
+        "type": "compute",
+        "queue": "default",
+        "payload": b"payload %d" % id,
+        "priority": 0,
+        "max_retries": 3,
+        "backoff": 1.0,
+        "timeout": None,
+        "key": None,
+        "correlation_id": f"c{id}",
+        "client": 7,
+        "submitted_at": NOW,
+        "due_at": NOW,
+        "run": 0,
+        "failures": 0,
+        "deaths": 0,
+        "cancel_requested": False,
+        "worker": None,
+        "worker_name": None,
+        "started_at": None,
+        "finished_at": None,
+        "result": None,
+        "error": None,
+    }
+    return TaskRow(id=id, state=state, **{**fields, **others})
+
+
+def finished(id: int, state: State = State.COMPLETED, at: float = NOW, **others: Any) -> TaskRow:
+    """A final record."""
+    return row(id, state, run=(1 << 40) + id, worker="w1", worker_name="host/1", finished_at=at, **others)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A new store, opened."""
+    made: Store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "store.sqlite")
+    made.open()
+    yield made
+    made.close()
+
+
+def put(store: Store, *rows: TaskRow, **others: Any) -> None:
+    """Write new records."""
+    store.write(Batch(new=list(rows), **others))
+
+
+def change(store: Store, *rows: TaskRow) -> None:
+    """Write changed records, as the queue does: without payload."""
+    store.write(Batch(changed=[changed._replace(payload=None) for changed in rows]))
+
+
+def reopened(store: Store) -> Store:
+    """The store after a restart."""
+    store.close()
+    store.open()
+    return store
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_store_is_empty(store: Store) -> None:
+    store.close()
+    opened = store.open()
+    assert (opened.next_id, opened.totals, opened.live, opened.final, opened.types, opened.workers) == (
+        1,
+        {},
+        0,
+        {},
+        [],
+        [],
+    )
+    assert list(store.live()) == []
+    assert 0 < opened.store_id < 2**63
+
+
+def test_each_opening_is_a_new_epoch_of_the_same_store(store: Store) -> None:
+    store.close()
+    second = store.open()
+    store.close()
+    third = store.open()
+    assert (second.epoch, third.epoch) == (2, 3)
+    assert second.store_id == third.store_id
+
+
+def test_two_stores_have_different_ids(store: Store, tmp_path: Path) -> None:
+    other = MemoryStore() if store.kind == "memory" else SqliteStore(tmp_path / "other.sqlite")
+    store.close()
+    assert store.open().store_id != other.open().store_id
+    other.close()
+
+
+def test_an_open_store_cannot_be_opened_again(store: Store) -> None:
+    with pytest.raises(StoreLocked):
+        store.open()
+    put(store, row(1))
+    assert store.get([1])
+
+
+def test_opening_tells_what_is_there(store: Store) -> None:
+    put(
+        store,
+        row(1),
+        row(2, State.SCHEDULED),
+        row(3, State.RUNNING, run=5),
+        finished(4),
+        finished(5),
+        finished(6, State.FAILED),
+        next_id=7,
+        totals={"submitted": 6, "completed": 2},
+    )
+    store.close()
+    opened = store.open()
+    assert (opened.live, opened.final) == (3, {State.COMPLETED: 2, State.FAILED: 1})
+    assert (opened.next_id, opened.totals) == (7, {"submitted": 6, "completed": 2})
+
+
+def test_types_and_workers_are_kept_until_they_leave(store: Store) -> None:
+    types = [TypeRow("b", '{"v": 1}'), TypeRow("a", "{}")]
+    workers = [WorkerRow("i1", "pool", "host/1", "host", 41), WorkerRow("i2", "pool", "host/2", "host", 42)]
+    store.write(Batch(types=types, joined=workers))
+    store.write(Batch(types=[TypeRow("b", '{"v": 2}'), TypeRow("b", '{"v": 1}')], left=["i1", "unknown"]))
+    store.close()
+    opened = store.open()
+    assert opened.types == [TypeRow("a", "{}"), TypeRow("b", '{"v": 2}'), TypeRow("b", '{"v": 1}')], "last told, last"
+    assert opened.workers == [workers[1]]
+
+
+def test_a_worker_that_leaves_in_the_batch_it_joined_in_is_gone(store: Store) -> None:
+    store.write(Batch(joined=[WorkerRow("i1", "pool", "host/1", "host", 41)], left=["i1"]))
+    store.close()
+    assert store.open().workers == []
+
+
+def test_a_closed_store_takes_no_writes_and_closes_twice(store: Store) -> None:
+    store.close()
+    store.close()
+    with pytest.raises(StoreFailed):
+        put(store, row(1))
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+times = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+blobs = st.binary(max_size=40) | st.integers(60, 70).map(bytes) | st.integers(1020, 1030).map(bytes)
+counts = st.integers(0, 2**63 - 1)
+rows = st.builds(
+    TaskRow,
+    id=st.integers(1, 60),
+    type=texts,
+    queue=texts,
+    payload=blobs,
+    priority=st.integers(-(2**31), 2**31),
+    max_retries=counts,
+    backoff=st.floats(0, 1e9),
+    timeout=times,
+    key=st.none() | texts,
+    correlation_id=texts,
+    client=counts,
+    submitted_at=st.floats(0, 1e12),
+    due_at=st.floats(0, 1e12),
+    state=st.sampled_from([int(state) for state in State]),
+    run=st.just(0) | counts,
+    failures=st.just(0) | counts,
+    deaths=st.just(0) | counts,
+    cancel_requested=st.booleans(),
+    worker=st.none() | texts,
+    worker_name=st.none() | texts,
+    started_at=times,
+    finished_at=times,
+    result=st.none() | blobs,
+    error=st.none() | st.tuples(texts, texts, texts, texts),
+)
+
+
+@given(new=st.lists(rows, max_size=30, unique_by=lambda row: row.id), later=st.lists(rows, max_size=10))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_records_come_back_as_they_were(store: Store, new: list[TaskRow], later: list[TaskRow]) -> None:
+    base = max((row.id for row in store.select(limit=1)), default=0)
+    expected = {base + row.id: row._replace(id=base + row.id) for row in new}
+    put(store, *expected.values())
+    for number, changed in enumerate(later):
+        if expected:
+            # Where it came from never changes: the store need not write it again.
+            stored = list(expected.values())[number % len(expected)]
+            expected[stored.id] = changed._replace(**{name: getattr(stored, name) for name in TaskRow._fields[:12]})
+            change(store, expected[stored.id])
+    assert store.get(list(expected)) == expected
+    assert {id: expected[id].payload for id in expected} == store.payloads(list(expected))
+
+
+def test_unknown_ids_are_left_out(store: Store) -> None:
+    put(store, row(1))
+    assert list(store.get([3, 1, 2**63 - 1, 2**70, -1])) == [1]
+    assert store.payloads([3, 1, 2**70]) == {1: b"payload 1"}
+    assert store.get([]) == store.payloads([]) == {}
+
+
+def test_a_change_keeps_the_payload(store: Store) -> None:
+    large = b"\x00\xff" * 5000
+    put(store, row(1), row(2, payload=large), row(3, payload=b""))
+    store.write(Batch(changed=[finished(1, payload=b"other"), finished(2, payload=None), finished(3, payload=None)]))
+    assert store.payloads([1, 2, 3]) == {1: b"payload 1", 2: large, 3: b""}
+    assert store.get([2])[2] == finished(2, payload=large)
+
+
+def test_a_result_can_change_its_size_and_go(store: Store) -> None:
+    put(store, row(1))
+    for result in (b"r" * 5000, b"s" * 6000, b"small", b"t" * 5000, None, b""):
+        change(store, finished(1, result=result))
+        assert store.get([1])[1].result == result
+
+
+def test_many_sizes_of_batches(store: Store) -> None:
+    """Batches are cut into statements of some sizes; none of the rows may fall between them."""
+    next_id = 1
+    for size in (1, 2, 3, 255, 256, 257, 511, 700):
+        ids = range(next_id, next_id + size)
+        put(store, *(row(id, run=id % 2) for id in ids))
+        change(store, *(finished(id) for id in ids))
+        assert store.get(list(ids)) == {id: finished(id) for id in ids}
+        next_id += size
+
+
+def test_an_empty_batch_writes_its_numbers(store: Store) -> None:
+    store.write(Batch(next_id=12, totals={"failed": 3}))
+    store.close()
+    opened = store.open()
+    assert (opened.next_id, opened.totals) == (12, {"failed": 3})
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_live_gives_what_is_not_final_by_rising_id(store: Store) -> None:
+    put(store, *(row(id, State.RUNNING, run=id) if id % 3 else row(id) for id in range(2500, 0, -1)))
+    change(store, *(finished(id) for id in range(5, 2500, 5)))
+    expected = [row(id, State.RUNNING, run=id) if id % 3 else row(id) for id in range(1, 2501) if id % 5 or id == 2500]
+    assert list(reopened(store).live()) == expected
+
+
+def test_live_leaves_larger_payloads_where_they_are(store: Store) -> None:
+    sizes = {1: 0, 2: 64, 3: 65, 4: 1024, 5: 1025, 6: 100_000}
+    put(store, *(row(id, payload=bytes(size)) for id, size in sizes.items()))
+    payloads = {found.id: found.payload for found in reopened(store).live()}
+    assert payloads == {1: b"", 2: bytes(64), 3: None, 4: None, 5: None, 6: None}
+    assert {id: len(payload) for id, payload in store.payloads(list(sizes)).items()} == sizes
+
+
+def test_live_gives_requeued_and_retried_records_whole(store: Store) -> None:
+    again = row(1, State.SCHEDULED, run=9, failures=1, worker="w", started_at=NOW, error=ERROR)
+    expired = row(2, State.PENDING, error=("expired", "", "", ""), finished_at=None)
+    put(store, row(1), row(2, State.FAILED, finished_at=NOW))
+    change(store, again, expired)
+    assert list(reopened(store).live()) == [again, expired]
+
+
+# -- searching --------------------------------------------------------------------------------------------------------
+
+
+def test_select_newest_first_by_state_type_and_queue(store: Store) -> None:
+    put(
+        store,
+        row(1),
+        row(2, type="sleep", queue="night"),
+        finished(3, State.FAILED, error=ERROR, result=None),
+        finished(4, type="sleep", result=bytes(5000), payload=bytes(5000)),
+        row(200_000, type="sleep"),
+    )
+
+    def ids(**what: Any) -> list[int]:
+        return [found.id for found in store.select(**what)]
+
+    assert ids() == [200_000, 4, 3, 2, 1]
+    assert ids(limit=2) == [200_000, 4]
+    assert ids(limit=0) == []
+    assert ids(states=[State.PENDING]) == [200_000, 2, 1]
+    assert ids(states=iter([State.FAILED, State.COMPLETED])) == [4, 3]
+    assert ids(type="sleep") == [200_000, 4, 2]
+    assert ids(type="sleep", queue="night") == [2]
+    assert ids(type="sleep", states=FINAL, queue="default") == [4]
+    assert ids(queue="'; DROP TABLE task") == []
+    assert store.select(states=FINAL) == [store.get([4])[4], store.get([3])[3]]
+    assert store.select(states=[State.FAILED]) == [finished(3, State.FAILED, error=ERROR)]
+
+
+# -- what makes a repetition harmless ---------------------------------------------------------------------------------
+
+
+def test_calls_are_found_again(store: Store) -> None:
+    calls = [CallRow(7, seq, 10 * seq, 2, b"digest%d" % seq, NOW) for seq in (1, 2, 5)]
+    store.write(Batch(calls=[*calls, CallRow(2**63 - 1, 9, 90, 1, b"", NOW)]))
+    reopened(store)
+    assert store.find_call(7, 2) == calls[1]
+    assert store.find_call(7, 3) is None
+    assert [store.last_seq(client) for client in (7, 2**63 - 1, 8)] == [5, 9, 0]
+
+
+def test_calls_are_forgotten_after_their_time(store: Store) -> None:
+    store.write(
+        Batch(calls=[CallRow(1, 1, 1, 1, b"", NOW - KEEP_CALLS - 1), CallRow(1, 2, 2, 1, b"", NOW - KEEP_CALLS + 1)])
+    )
+    store.write(Batch(calls=[CallRow(2, 1, 3, 1, b"", NOW - KEEP_CALLS - 1)]))
+    store.prune(NOW)
+    assert store.find_call(1, 1) is None
+    assert store.find_call(1, 2) is not None
+    assert [store.last_seq(1), store.last_seq(2)] == [2, 0]
+
+
+def test_keys_are_found_again(store: Store) -> None:
+    keys = [KeyRow("a", 1, b"1"), KeyRow("ü\n'", 2, b"2"), KeyRow("", 3, b"3")]
+    store.write(Batch(keys=keys))
+    assert reopened(store).find_keys(["ü\n'", "b", "", "A"]) == {"ü\n'": keys[1], "": keys[2]}
+    assert store.find_keys([]) == {}
+
+
+def test_a_key_outlives_its_purged_task_by_a_day(store: Store) -> None:
+    put(store, finished(1, key="gone"), row(2, key="here"), keys=[KeyRow("gone", 1, b"1"), KeyRow("here", 2, b"2")])
+    assert store.purge(FINAL, NOW + 1, 10, NOW + 5) == {State.COMPLETED: 1}
+    store.prune(NOW + 5 + KEEP_CALLS - 1)
+    assert set(store.find_keys(["gone", "here"])) == {"gone", "here"}
+    store.prune(NOW + 5 + KEEP_CALLS)
+    assert set(store.find_keys(["gone", "here"])) == {"here"}
+
+
+def test_a_key_that_is_used_again_belongs_to_the_new_task(store: Store) -> None:
+    put(store, finished(1, key="k"), keys=[KeyRow("k", 1, b"1")])
+    store.purge(FINAL, NOW + 1, 10, NOW)
+    put(store, finished(2, key="k", at=NOW + 9), keys=[KeyRow("k", 2, b"2")])
+    store.prune(NOW + 2 * KEEP_CALLS)
+    assert store.find_keys(["k"]) == {"k": KeyRow("k", 2, b"2")}
+
+
+# -- purging ----------------------------------------------------------------------------------------------------------
+
+
+def test_purge_takes_the_oldest_of_the_states_asked_for(store: Store) -> None:
+    put(
+        store,
+        finished(1, at=NOW + 3),
+        finished(2, at=NOW + 1),
+        finished(3, at=NOW + 2, payload=bytes(5000), result=bytes(5000)),
+        finished(4, State.FAILED, at=NOW + 1),
+        finished(5, State.CANCELLED, at=NOW + 1),
+        row(6),
+    )
+    assert store.purge([State.COMPLETED], NOW + 1, 10, NOW) == {}, "finished before, not at"
+    assert store.purge([State.COMPLETED], NOW + 9, 1, NOW) == {State.COMPLETED: 1}
+    assert set(store.get(range(1, 7))) == {1, 3, 4, 5, 6}
+    assert store.purge([State.COMPLETED, State.FAILED], NOW + 3, 10, NOW) == {State.COMPLETED: 1, State.FAILED: 1}
+    assert set(store.get(range(1, 7))) == {1, 5, 6}
+    assert store.payloads([3]) == {}
+    assert store.purge(list(State), NOW + 9, 10, NOW) == {State.COMPLETED: 1, State.CANCELLED: 1}
+    assert store.purge(list(State), NOW + 9, 10, NOW) == {}
+    assert list(store.get(range(1, 7))) == [6]
+
+
+def test_purge_never_takes_more_than_the_limit(store: Store) -> None:
+    put(store, *(finished(id, list(FINAL)[id % 3]) for id in range(1, 31)))
+    steps = []
+    while gone := store.purge(FINAL, NOW + 1, 7, NOW):
+        steps.append(sum(gone.values()))
+    assert steps == [7, 7, 7, 7, 2]
+
+
+def test_purge_leaves_what_lives_again(store: Store) -> None:
+    put(store, finished(1, State.FAILED))
+    change(store, row(1, run=3))
+    assert store.purge(FINAL, NOW + 1, 10, NOW) == {}
+    change(store, finished(1, at=NOW + 5))
+    assert store.purge(FINAL, NOW + 1, 10, NOW) == {}
+    assert store.purge(FINAL, NOW + 6, 10, NOW) == {State.COMPLETED: 1}
+
+
+def test_prune_leaves_records_alone(store: Store) -> None:
+    put(store, row(1), finished(2))
+    store.prune(NOW + 10 * KEEP_CALLS)
+    assert set(store.get([1, 2])) == {1, 2}
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+def in_thread(target: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=target)
+    thread.start()
+    return thread
+
+
+def test_a_read_never_sees_half_a_batch(store: Store) -> None:
+    ids = list(range(1, 41))
+    put(store, *(row(id) for id in ids))
+    done = threading.Event()
+    failures: list[str] = []
+
+    def write() -> None:
+        for run in range(1, 60):
+            change(store, *(row(id, State.RUNNING, run=run) for id in ids))
+        done.set()
+
+    def read() -> None:
+        while not done.is_set():
+            runs = {found.run for found in store.get(ids).values()}
+            if len(runs) != 1:
+                failures.append(f"runs {runs} in one read")
+
+    threads = [in_thread(read), in_thread(read), in_thread(write)]
+    for thread in threads:
+        thread.join(30)
+    assert done.is_set()
+    assert not failures
+
+
+def test_there_is_space(store: Store) -> None:
+    assert store.has_space()
+
+
+def test_every_kind_says_what_it_is(store: Store) -> None:
+    assert (store.kind, store.durable) in {("memory", False), ("sqlite", True)}
