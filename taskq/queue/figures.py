@@ -6,14 +6,16 @@ Everything is counted when it happens, so that a snapshot costs the same with te
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
-from taskq.queue.meters import WINDOW, Distribution, Rate
+from taskq.queue.meters import WINDOW, Distribution, Rate, bucket_of
 from taskq.queue.task import FINAL, State, Task
 
 RECENT = 10
 RECENT_FAILURES = 20
 
+_TOTAL = {state: state.label for state in FINAL}
 TOTALS = ("submitted", "completed", "failed", "retried", "cancelled")
 
 
@@ -101,25 +103,31 @@ class Figures:
         """A task went from one state to another."""
         counts = self.queue(task.queue).counts
         counts[before] -= 1
-        if after in FINAL:
-            self.final[after] += 1
-            self.totals[after.label] += 1
-            self.recent.append(task)
-            if after is State.FAILED:
-                self.recent_failures.append(task)
-        else:
+        if after not in FINAL:
             counts[after] += 1
+            return
+        self.final[after] += 1
+        self.totals[_TOTAL[after]] += 1
+        self.recent.append(task)
+        if after is State.FAILED:
+            self.recent_failures.append(task)
 
-    def began(self, task: Task, waited: float, now: float) -> None:
-        """A task was handed out after ``waited`` seconds."""
-        self.queue(task.queue).wait_s.add(max(waited, 0.0), now)
+    def handed_out(self, tasks: Iterable[Task], now: float, wall: float) -> None:
+        """Pending tasks began to run, at ``now`` (monotonic) and ``wall`` seconds."""
+        for task in tasks:
+            figures = self.queue(task.queue)
+            figures.counts[State.PENDING] -= 1
+            figures.counts[State.RUNNING] += 1
+            waited = wall - task.due_at
+            figures.wait_s.add(bucket_of(waited) if waited > 0 else 0, now)
 
     def ended(self, task: Task, ran: float, now: float, *, ok: bool) -> None:
         """An attempt ended after ``ran`` seconds."""
         queue = self.queue(task.queue)
         kind = self.type(task.type)
-        queue.run_s.add(ran, now)
-        kind.run_s.add(ran, now)
+        bucket = bucket_of(ran)
+        queue.run_s.add(bucket, now)
+        kind.run_s.add(bucket, now)
         if ok:
             kind.completed += 1
             queue.done.add(1, now)

@@ -36,6 +36,8 @@ class Event(enum.Enum):
     EXPIRE = "expire"
     REQUEUE = "requeue"
 
+    __hash__ = object.__hash__  # that of `enum.Enum` is written in Python, and each change of state looks an event up
+
 
 TRANSITIONS: dict[Event, dict[State | None, State]] = {
     Event.SUBMIT: {None: State.PENDING},

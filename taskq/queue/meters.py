@@ -45,6 +45,11 @@ class Rate:
         return (sum(self._counts) - self._counts[current]) / WINDOW
 
 
+def bucket_of(seconds: float) -> int:
+    """Where a `Distribution` counts a duration (0 or more)."""
+    return int(math.log2(seconds * 1e6 + 1.0) * _STEPS)
+
+
 class Distribution:
     """Durations in logarithmic buckets; percentiles over the last one to two `SPAN`."""
 
@@ -55,20 +60,19 @@ class Distribution:
         self._before: dict[int, int] = {}
         self._since = 0.0
 
-    def add(self, seconds: float, now: float) -> None:
-        """Count one duration at ``now`` (monotonic seconds)."""
+    def add(self, bucket: int, now: float) -> None:
+        """Count one duration, as `bucket_of` gave it, at ``now`` (monotonic seconds)."""
         if now - self._since > SPAN:
             self._before = self._now if now - self._since < 2 * SPAN else {}
             self._now = {}
             self._since = now
-        bucket = int(math.log2(seconds * 1e6 + 1.0) * _STEPS)
         self._now[bucket] = self._now.get(bucket, 0) + 1
 
     def percentiles(self, now: float) -> dict[str, float | None]:
         """``p50``, ``p95`` and ``p99`` in seconds, None when nothing was counted lately.
 
         >>> spread = Distribution()
-        >>> for _ in range(100): spread.add(0.010, 1.0)
+        >>> for _ in range(100): spread.add(bucket_of(0.010), 1.0)
         >>> 0.009 < spread.percentiles(2.0)["p95"] < 0.012
         True
         """

@@ -6,7 +6,8 @@ each worker runs, counters. Each verb takes ``now`` and gives `Changes`: the rec
 became final, and what became pending. It waits for nothing, locks nothing and writes nothing; the shell around it
 (`taskq.queue.job_queue`) does.
 
-Rules. (1) Only `_move` changes a task's state, and only along the table in `lifecycle`. (2) A worker's word about a
+Rules. (1) Only `_move`, and `reserve` for many at once, change a task's state, and only along the table in
+`lifecycle`. (2) A worker's word about a
 task counts only with the run that is current: with any other nothing changes. (3) A task object that has left the
 shelves or the heap by another door than their own never comes back into them; a copy takes its place (`_readopt`), so
 that the entry it leaves behind stays stale.
@@ -86,7 +87,7 @@ class QueueState:
         before = task.state
         after = next_state(before, event)
         task.state = after
-        if before is State.PENDING and event is not Event.RESERVE:
+        if before is State.PENDING:
             self._shelves(task).gone(task)
         self.figures.moved(task, before, after)
         changes.written.append(task)
@@ -307,15 +308,17 @@ class QueueState:
         if extra and len(taken) == slots < share:
             quick = [shelf for shelf in shelves if shelf.type in fast]
             taken += self.ready.take(quick, min(extra, share - slots))
-        for task in taken:
-            task.run = self._next_run
-            self._next_run += 1
+        running = next_state(State.PENDING, Event.RESERVE)
+        for run, task in enumerate(taken, self._next_run):
+            task.state = running
+            task.run = run
             task.worker = worker.incarnation
             task.worker_name = worker.name
             task.started_at = now.wall
-            self._move(task, Event.RESERVE, changes)
-            self.figures.began(task, now.wall - task.due_at, now.mono)
             worker.running[task.id] = task
+        self._next_run += len(taken)
+        self.figures.handed_out(taken, now.mono, now.wall)
+        changes.written += taken
         return taken, changes
 
     def report(self, worker: Worker, reports: Sequence[Report], now: Moment) -> tuple[list[int], Changes]:
