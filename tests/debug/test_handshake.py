@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
 from taskq.errors import ConfigError
+from taskq.wire import handshake
 from taskq.wire.handshake import (
     MAGIC,
     NONCE_BYTES,
@@ -40,6 +43,16 @@ def test_both_sides_agree() -> None:
 def test_a_stranger_hears_magic_version_and_nonce_and_nothing_else() -> None:
     nonce = os.urandom(NONCE_BYTES)
     assert ServerHandshake(KEY, 258, "0.1.0", nonce).greeting == MAGIC + b"\x01\x02" + nonce
+
+
+def test_the_example_in_the_protocol_is_what_is_sent() -> None:
+    server = ServerHandshake(KEY, 1, "0.1.0", b"S" * NONCE_BYTES)
+    client = ClientHandshake(KEY, 1, "0.1.0", b"C" * NONCE_BYTES)
+    answer = client.answer(server.greeting)
+    sent = [server.greeting, answer, server.finish(answer)]
+    text = (Path(handshake.__file__).parent / "PROTOCOL.md").read_text(encoding="utf-8")
+    example = re.findall(r"^[123]  ([0-9a-f]+)$", text, re.MULTILINE)
+    assert example == [message.hex() for message in sent]
 
 
 def test_a_wrong_key_is_refused_by_either_side() -> None:

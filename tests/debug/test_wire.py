@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,7 @@ from taskq.errors import (
 )
 from taskq.queue.task import NewTask
 from taskq.service import PROTOCOL, VERBS, Finished, Outcome, Reserved, Submitted
+from taskq.wire import client as wire_client
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import pack, unpack
 from taskq.wire.frames import HEADER, MAX_FRAME
@@ -141,6 +144,17 @@ def test_a_call_means_the_same_over_the_wire(verb: str, service: Answers, queue:
     assert _tuples(remote) == _tuples(direct)
     assert type(remote) is type(direct) or isinstance(remote, tuple)
     assert _tuples(service.last) == _tuples(heard)
+
+
+def test_the_protocol_names_every_verb_with_its_arguments_and_every_code() -> None:
+    text = (Path(wire_client.__file__).parent / "PROTOCOL.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \| ", text, re.MULTILINE))
+    for verb in VERBS:
+        assert len(rows[verb].split(" · ")) == len(CALLS[verb]) or (rows[verb], CALLS[verb]) == ("-", ()), verb
+    never_sent = {"config", "store_locked", "store_damaged", "store_failed", "manager_unavailable", "store_changed"}
+    never_sent |= {"authentication_failed", "protocol_mismatch", "not_encodable", "task_failed", "task_cancelled"}
+    never_sent |= {"retry", "permanent", "snooze", "task_timeout"}
+    assert set(re.findall(r"`(\w+)`", text)) >= set(ERRORS) - never_sent
 
 
 def test_replies_and_tasks_have_their_types(service: Answers, queue: RemoteQueue) -> None:
@@ -334,7 +348,7 @@ def test_a_call_outlasts_a_short_absence(service: Answers) -> None:
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(queue.result, 5)
         with pytest.raises(TimeoutError):
-            answer.result(0.3)
+            answer.result(0.2)
         with serving(service, port=first.address.port):
             assert answer.result(10).id == 5
             queue.close()
@@ -432,8 +446,8 @@ def test_nothing_listens() -> None:
 
 def test_a_silent_host() -> None:
     with listening(lambda sock: until_end(sock, 20)) as address, pytest.raises(ManagerUnavailable) as caught:
-        RemoteQueue(join_of(address), connect_timeout=0.5).hello()
-    assert caught.value.message == f"{address} did not answer within 0.5 s"
+        RemoteQueue(join_of(address), connect_timeout=0.2).hello()
+    assert caught.value.message == f"{address} did not answer within 0.2 s"
     assert caught.value.hint == "is the port open, or used by another service?"
 
 
@@ -443,8 +457,8 @@ def test_a_host_that_drops_everything() -> None:
         full.listen(0)
         address = Address("127.0.0.1", full.getsockname()[1])
         with dial(address), pytest.raises(ManagerUnavailable) as caught:
-            RemoteQueue(join_of(address), connect_timeout=0.5).hello()
-    assert caught.value.message == f"{address} did not answer within 0.5 s"
+            RemoteQueue(join_of(address), connect_timeout=0.2).hello()
+    assert caught.value.message == f"{address} did not answer within 0.2 s"
 
 
 @pytest.mark.parametrize(
