@@ -18,6 +18,8 @@ Snapshot = Mapping[str, Any]
 
 WIDTH = 80
 """Columns of the picture where nobody says otherwise."""
+WIDE = 100
+"""Columns from which on the heading has two lines instead of three."""
 
 QUEUE_COLUMNS = (
     Column("QUEUE", 9, right=False, cuttable=True),
@@ -151,12 +153,13 @@ def _heading(snapshot: Snapshot, width: int, zone: tzinfo | None) -> list[str]:
     )
     kept = f"store {plain(store)}{durable}"
     clock = time_of_day(snapshot.get("taken_at"), zone)
-    figures_line = _totals(snapshot)
-    if len(title) + len(kept) + len(clock) + 5 <= width:
-        return [f"{title}  {kept}   {clock}", *layout.flow(figures_line, width)]
+    speed, waiting, running = _totals(snapshot)
+    if width >= WIDE and len(title) + len(kept) + len(clock) + 5 <= width:
+        return [f"{title}  {kept}   {clock}", *layout.flow([speed, waiting, running], width)]
     title = layout.cut(title, width - len(clock) - 3)
-    (_, first), *others = figures_line
-    return [f"{title}   {clock}", *layout.flow([(0, kept), (4, first), *others], width)]
+    # The same breaks whatever the numbers are: a picture that is redrawn must not jump.
+    below = (((0, kept), speed), (waiting, running))
+    return [f"{title}   {clock}", *(line for groups in below for line in layout.flow(groups, width))]
 
 
 def _totals(snapshot: Snapshot) -> list[tuple[int, str]]:
@@ -168,7 +171,7 @@ def _totals(snapshot: Snapshot) -> list[tuple[int, str]]:
     failed = {**(snapshot.get("totals") or {}), **(snapshot.get("kept") or {})}.get("failed")
     flowing = zip(("in", "done", "failed"), speed, strict=True)
     return [
-        (0, "  ".join(f"{word} {rate(number, digits=0)}/s" for word, number in flowing)),
+        (4, "  ".join(f"{word} {rate(number, digits=0)}/s" for word, number in flowing)),
         (4, f"pending {count(_sum(q.get('pending') for q in queues))}  oldest {duration(max(oldest, default=None))}"),
         (3, f"running {count(busy or 0)}/{count(threads or 0)}  failed {count(failed)}"),
     ]

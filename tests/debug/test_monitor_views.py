@@ -159,8 +159,9 @@ def test_picture_of_nothing_says_what_to_run() -> None:
     assert (
         shown(empty)
         == """\
-taskq default  -  up -  cpu -  rss -  store -   -
- in -/s  done -/s  failed -/s    pending -  oldest -   running 0/0  failed -
+taskq default  -  up -  cpu -  rss -   -
+ store -    in -/s  done -/s  failed -/s
+ pending -  oldest -   running 0/0  failed -
 
 QUEUE  PENDING  OLDEST  RUNNING  SCHEDULED  IN/s  DONE/s  WAIT p95  RUN p95
  no tasks yet; try "taskq-submit --random --count 20"

@@ -505,7 +505,7 @@ def test_the_picture_is_redrawn_in_place_and_q_quits(cluster: Cluster) -> None:
         attributes = termios.tcgetattr(screen.slave)
         assert not attributes[3] & (termios.ECHO | termios.ICANON)
         (task_id,) = cluster.submit({"type": "compute", "operation": "double", "value": 4})
-        assert re.search(rf" {task_id} compute +default .* completed *$", screen.until("completed"), re.MULTILINE)
+        assert re.search(rf" {task_id} +compute +default .* completed *$", screen.until("completed"), re.MULTILINE)
         screen.press(b"x")
         screen.press(b"q")
         assert screen.wait() == 0
