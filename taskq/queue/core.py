@@ -23,12 +23,13 @@ from taskq.config import QueueSettings
 from taskq.errors import ShuttingDown
 from taskq.logs import event
 from taskq.queue import task_log
+from taskq.queue.changes import Changes
 from taskq.queue.commit import GroupCommit
 from taskq.queue.feeds import Feeds
 from taskq.queue.housekeeper import LINGER, ROUND, Housekeeper
 from taskq.queue.idempotency import Recent
 from taskq.queue.leases import Moment
-from taskq.queue.state import Changes, QueueState
+from taskq.queue.state import QueueState
 from taskq.queue.task import State, Task, TaskRow
 from taskq.queue.waiting import WaitingRoom
 from taskq.service import TypeInfo

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import copy
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from taskq.config import QueueSettings
-from taskq.errors import KeyConflict, QueueFull
+from taskq.queue.admission import full, resolve_keys
+from taskq.queue.changes import Accepted, Changes
 from taskq.queue.figures import Figures
-from taskq.queue.idempotency import content_digest
 from taskq.queue.leases import SILENT_KEPT, Leases, Moment, Worker, owned
 from taskq.queue.lifecycle import Event, next_state
 from taskq.queue.ready import Ready
@@ -39,29 +38,6 @@ RUNS_PER_EPOCH = 2**40
 UNKNOWN = "?"
 HOLD = 5.0
 """Seconds for which tasks from before a restart are kept back while workers that may hold them come back."""
-
-
-@dataclass
-class Changes:
-    """What a verb changed.
-
-    ``written``: records to store, final ones included. ``final``: those that became final. ``ready``: how many tasks
-    became pending, by (queue, type). ``left``: worker processes that are no longer expected back.
-    """
-
-    written: list[Task] = field(default_factory=list)
-    final: list[Task] = field(default_factory=list)
-    ready: dict[tuple[str, str], int] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
-
-
-class Accepted(NamedTuple):
-    """What a submit led to: ids in order, positions of those that existed, keys to store, changes."""
-
-    ids: list[int]
-    existing: list[int]
-    keys: list[KeyRow]
-    changes: Changes
 
 
 class QueueState:
@@ -146,10 +122,15 @@ class QueueState:
         Raises `QueueFull`, `KeyConflict`.
         """
         first, changes = self.next_id, Changes()
-        ids, existing, keys = self._resolve_keys(items, known, first)
+        ids, existing, keys = resolve_keys(items, known, first)
         taken = set(existing)
-        fresh = [position for position in range(len(items)) if position not in taken] if taken else range(len(items))
-        self._refuse_overflow(items, fresh, now)
+        fresh = [position for position in range(len(items)) if position not in taken]
+        counts = Counter(items[position].queue for position in fresh)
+        for queue, count in counts.items():
+            if self.figures.queue(queue).waiting() + count > self.settings.max_pending:
+                raise full(queue, self.figures.queue(queue).waiting(), self.oldest_pending(now).get(queue))
+        for queue, count in counts.items():
+            self.figures.submitted(queue, count, now.mono)
         self.next_id += len(items)
         for position in fresh:
             item = items[position]
@@ -175,52 +156,6 @@ class QueueState:
             self._settle(task, changes)
             changes.written.append(task)
         return Accepted(ids, existing, keys, changes)
-
-    def _resolve_keys(
-        self, items: Sequence[NewTask], known: Mapping[str, KeyRow], first: int
-    ) -> tuple[list[int], list[int], list[KeyRow]]:
-        ids = list(range(first, first + len(items)))
-        existing: list[int] = []
-        keys: dict[str, KeyRow] = {}
-        for position, item in enumerate(items):
-            if item.key is None:
-                continue
-            digest = content_digest(item)
-            twin = known.get(item.key) or keys.get(item.key)
-            if twin is None:
-                keys[item.key] = KeyRow(item.key, ids[position], digest)
-                continue
-            if twin.digest != digest:
-                raise KeyConflict(
-                    f'the key "{item.key}" belongs to task {twin.id}, which has other content; nothing was accepted',
-                    hint="use another key, or submit exactly the same task",
-                    details={"key": item.key, "id": twin.id},
-                )
-            ids[position] = twin.id
-            existing.append(position)
-        return ids, existing, list(keys.values())
-
-    def _refuse_overflow(self, items: Sequence[NewTask], fresh: Sequence[int], now: Moment) -> None:
-        counts: dict[str, int] = {}
-        for position in fresh:
-            queue = items[position].queue
-            counts[queue] = counts.get(queue, 0) + 1
-        limit = self.settings.max_pending
-        for queue, count in counts.items():
-            figures = self.figures.queues.get(queue)
-            waiting = figures.waiting() if figures else 0
-            if waiting + count > limit:
-                raise QueueFull(
-                    f'queue "{queue}" is full ({waiting:,} pending{self._oldest_text(queue, now)}); not accepted',
-                    hint="retry later, add workers, or raise --max-pending",
-                    details={"queue": queue, "pending": waiting, "limit": limit},
-                )
-        for queue, count in counts.items():
-            self.figures.submitted(queue, count, now.mono)
-
-    def _oldest_text(self, queue: str, now: Moment) -> str:
-        age = self.oldest_pending(now).get(queue)
-        return "" if age is None else f", oldest {int(age // 60)}m{int(age % 60):02d}s"
 
     def oldest_pending(self, now: Moment) -> dict[str, float]:
         """For each queue with pending tasks: how many seconds the one that came first has waited."""

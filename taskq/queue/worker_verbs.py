@@ -8,9 +8,9 @@ from typing import cast
 
 from taskq.errors import StaleRun
 from taskq.queue import task_log
+from taskq.queue.changes import Changes
 from taskq.queue.core import QueueCore
 from taskq.queue.leases import Worker
-from taskq.queue.state import Changes
 from taskq.queue.task import Task
 from taskq.service import (
     GIVE_BACK,

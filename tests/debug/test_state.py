@@ -8,10 +8,11 @@ import pytest
 
 from taskq.config import QueueSettings
 from taskq.errors import KeyConflict, QueueFull
+from taskq.queue.changes import Changes
 from taskq.queue.check import check
 from taskq.queue.idempotency import content_digest
 from taskq.queue.leases import Moment, Worker
-from taskq.queue.state import Changes, QueueState
+from taskq.queue.state import QueueState
 from taskq.queue.task import NewTask, State, Task
 from taskq.service import ACK, NACK
 from taskq.stores.base import KeyRow

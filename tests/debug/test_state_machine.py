@@ -11,10 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from taskq.config import QueueSettings
 from taskq.errors import InvalidTransition, QueueFull, StaleRun
+from taskq.queue.changes import Changes
 from taskq.queue.check import check
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.lifecycle import TRANSITIONS, next_state
-from taskq.queue.state import HOLD, RUNS_PER_EPOCH, Changes, QueueState
+from taskq.queue.state import HOLD, RUNS_PER_EPOCH, QueueState
 from taskq.queue.task import FINAL, NewTask, State, TaskRow, to_row
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
 

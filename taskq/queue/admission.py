@@ -1,0 +1,49 @@
+"""Whether what is submitted may come in, and as which task. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from taskq.errors import KeyConflict, QueueFull
+from taskq.queue.idempotency import content_digest
+from taskq.queue.task import NewTask
+from taskq.stores.base import KeyRow
+
+
+def resolve_keys(
+    items: Sequence[NewTask], known: Mapping[str, KeyRow], first: int
+) -> tuple[list[int], list[int], list[KeyRow]]:
+    """Ids for these items, counted from ``first``; the positions of those that a key has already; the keys to store.
+
+    ``known``: what is known of the keys among them. Raises `KeyConflict`.
+    """
+    ids = list(range(first, first + len(items)))
+    existing: list[int] = []
+    keys: dict[str, KeyRow] = {}
+    for position, item in enumerate(items):
+        if item.key is None:
+            continue
+        digest = content_digest(item)
+        twin = known.get(item.key) or keys.get(item.key)
+        if twin is None:
+            keys[item.key] = KeyRow(item.key, ids[position], digest)
+            continue
+        if twin.digest != digest:
+            raise KeyConflict(
+                f'the key "{item.key}" belongs to task {twin.id}, which has other content; nothing was accepted',
+                hint="use another key, or submit exactly the same task",
+                details={"key": item.key, "id": twin.id},
+            )
+        ids[position] = twin.id
+        existing.append(position)
+    return ids, existing, list(keys.values())
+
+
+def full(queue: str, waiting: int, oldest: float | None) -> QueueFull:
+    """The error of a queue that may not hold more; ``oldest``: seconds that its first task has waited."""
+    age = "" if oldest is None else f", oldest {int(oldest // 60)}m{int(oldest % 60):02d}s"
+    return QueueFull(
+        f'queue "{queue}" is full ({waiting:,} pending{age}); not accepted',
+        hint="retry later, add workers, or raise --max-pending",
+        details={"queue": queue, "pending": waiting},
+    )

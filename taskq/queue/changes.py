@@ -1,0 +1,32 @@
+"""What a verb of the queue changed: the only thing that leaves the state machine. PURE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from taskq.queue.task import Task
+from taskq.stores.base import KeyRow
+
+
+@dataclass
+class Changes:
+    """What a verb changed.
+
+    ``written``: records to store, final ones included. ``final``: those that became final. ``ready``: how many tasks
+    became pending, by (queue, type). ``left``: worker processes that are no longer expected back.
+    """
+
+    written: list[Task] = field(default_factory=list)
+    final: list[Task] = field(default_factory=list)
+    ready: dict[tuple[str, str], int] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+
+class Accepted(NamedTuple):
+    """What a submit led to: ids in order, positions of those that existed, keys to store, changes."""
+
+    ids: list[int]
+    existing: list[int]
+    keys: list[KeyRow]
+    changes: Changes
