@@ -41,7 +41,6 @@ EVENTS = {
     "child_failed": "worker processes cannot start, or die at once again and again: the pool gives up",
     "worker_joined": "a worker process has attached",
     "worker_left": "a worker process has left or was reported dead",
-    "worker_silent": "a pool has missed its heartbeats: it gets no tasks until it is back",
     "connected": "a worker process or pool has reached the manager",
     "connection_lost": "it is gone; what runs goes on and is delivered later",
     # tasks
@@ -52,7 +51,6 @@ EVENTS = {
     "task_failed": "failed for good",
     "task_cancelled": "cancelled before it was done",
     "task_returned": "handed out but not begun, or its worker is gone: back in its queue",
-    "task_log": "a line of the task's own",
     "outcome_refused": "a late outcome of a run that is over was not taken",
     # housekeeping and strangers
     "purged": "old records were deleted",

@@ -141,7 +141,7 @@ def _heading(snapshot: Snapshot, width: int, zone: tzinfo | None) -> list[str]:
     """Two lines where there is room, three at 80 columns."""
     manager = snapshot.get("manager") or {}
     store = str(manager.get("store") or layout.UNKNOWN)
-    durable = {True: ", committed", False: ", lost at a stop"}.get(manager.get("durable"), "")  # type: ignore[arg-type]
+    durable = {"True": ", committed", "False": ", lost at a stop"}.get(str(manager.get("durable")), "")
     title = "  ".join(
         (
             f"taskq {plain(str(manager.get('name') or 'default'))}",
