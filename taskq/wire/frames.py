@@ -128,16 +128,17 @@ class Channel:
 
     def _extend(self, data: bytes, size: int, deadline: float) -> bytes:
         """``data`` and what comes after it, at least ``size`` bytes in all. Memory grows only with what has come."""
-        chunks, have = [data], len(data)
-        while have < size:
+        if len(data) >= size:
+            return data
+        buffer = bytearray(data)
+        while len(buffer) < size:
             if time.monotonic() > deadline:
                 raise BlockingIOError
-            chunk = self._sock.recv(min(size - have, 4 * _READ))
+            chunk = self._sock.recv(min(size - len(buffer), 4 * _READ))
             if not chunk:
                 raise ConnectionLost("connection closed in the middle of a frame")
-            chunks.append(chunk)
-            have += len(chunk)
-        return b"".join(chunks) if len(chunks) > 1 else data
+            buffer += chunk
+        return bytes(buffer)
 
     def send(self, body: bytes) -> None:
         """Send one frame. Raises `FrameTooLarge` before anything is sent, `ConnectionLost`, `TimedOut`."""

@@ -180,6 +180,33 @@ def test_large_requests_and_replies(service: Answers, queue: RemoteQueue) -> Non
     assert len(service.last[3][0].payload) == MAX_FRAME - 150
 
 
+@pytest.mark.parametrize("size", [0, 16_000, 17_000, 40_000, 70_000])
+def test_no_size_of_a_call_waits_for_an_acknowledgement(size: int, queue: RemoteQueue) -> None:
+    """Without TCP_NODELAY some of them take 40 to 90 ms."""
+    tasks = [NewTask("t", bytes(size))]
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        queue.submit(1, 1, tasks)
+        queue.get([-3, size])
+        return time.perf_counter() - start
+
+    assert sorted(seconds() for _ in range(20))[10] < 0.02
+
+
+def test_both_ends_notice_a_peer_that_vanished(server: WireServer, queue: RemoteQueue) -> None:
+    queue.hello()
+    (there,) = server._server._connections
+    assert queue._channel is not None
+    for channel in (there, queue._channel):
+        sock = channel._sock
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if sys.platform == "linux":
+            names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+            values = [sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+            assert values == [5, 2, 3, 10_000]
+
+
 def test_too_large_a_request_or_reply_is_an_error_and_the_connection_goes_on(
     service: Answers, queue: RemoteQueue
 ) -> None:
@@ -402,13 +429,32 @@ def test_close_wakes_a_call_under_way(service: Answers, queue: RemoteQueue) -> N
     queue.close()
 
 
-def test_close_wakes_a_call_that_is_still_connecting() -> None:
+@contextmanager
+def _silent() -> Iterator[Address]:
+    """Accepts, and says nothing."""
     with listening(lambda sock: until_end(sock, 20)) as address:
+        yield address
+
+
+@contextmanager
+def _dropping() -> Iterator[Address]:
+    """Does not even accept, because its backlog is full."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = Address("127.0.0.1", full.getsockname()[1])
+        with dial(address):
+            yield address
+
+
+@pytest.mark.parametrize("host", [_silent, _dropping])
+def test_close_wakes_a_call_that_is_still_connecting(host: Callable[[], Any]) -> None:
+    with host() as address:
         queue = RemoteQueue(join_of(address), connect_timeout=15.0)
         with ThreadPoolExecutor(1) as pool:
             call = pool.submit(queue.hello)
             wait_until(lambda: queue._dialer._sock is not None)
-            time.sleep(0.05)  # let it reach the handshake
+            time.sleep(0.05)  # let it begin to wait
             start = time.monotonic()
             queue.close()
             with pytest.raises(ManagerUnavailable, match="was closed"):
@@ -444,21 +490,12 @@ def test_nothing_listens() -> None:
     )
 
 
-def test_a_silent_host() -> None:
-    with listening(lambda sock: until_end(sock, 20)) as address, pytest.raises(ManagerUnavailable) as caught:
+@pytest.mark.parametrize("host", [_silent, _dropping])
+def test_a_host_that_does_not_answer(host: Callable[[], Any]) -> None:
+    with host() as address, pytest.raises(ManagerUnavailable) as caught:
         RemoteQueue(join_of(address), connect_timeout=0.2).hello()
     assert caught.value.message == f"{address} did not answer within 0.2 s"
     assert caught.value.hint == "is the port open, or used by another service?"
-
-
-def test_a_host_that_drops_everything() -> None:
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        address = Address("127.0.0.1", full.getsockname()[1])
-        with dial(address), pytest.raises(ManagerUnavailable) as caught:
-            RemoteQueue(join_of(address), connect_timeout=0.2).hello()
-    assert caught.value.message == f"{address} did not answer within 0.2 s"
 
 
 @pytest.mark.parametrize(

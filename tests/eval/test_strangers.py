@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from cluster import wait_until
+from cluster import Cluster, wait_until
 from wire_service import Served, authenticated, dial, join_of, serving_process, until_end
 
 from taskq.errors import ManagerUnavailable
@@ -211,6 +211,27 @@ def test_broken_frames_by_the_thousand(server: Served) -> None:
     assert len(server.log.read_bytes()) < 20_000  # lines for a few kinds of trouble, not for each peer
 
 
+def test_a_whole_manager_goes_on_working_among_strangers(cluster: Cluster) -> None:
+    manager = cluster.manager()
+    join = cluster.join
+    address = join.addresses[0]
+    took = []
+    with ExitStack() as strangers:
+        for _ in range(20):
+            for _ in range(15):
+                strangers.enter_context(dial(address)).sendall(os.urandom(50))
+            with authenticated(address, join.key) as channel:
+                for verb in ("shutdown", "#GETVALUE", "_commit", "close"):
+                    channel.send(pack((1, verb, ())))
+                    assert unpack(channel.receive(5.0))[2][0] == "malformed"
+                start = time.monotonic()
+                with cluster.client() as client:
+                    assert client.submit("compute", operation="double", value=21).result(timeout=5) == 42
+                took.append(time.monotonic() - start)
+    assert manager.popen.poll() is None
+    assert percentile(took, 0.9) < 0.5
+
+
 # -- when the server itself has nothing left
 
 
@@ -219,6 +240,18 @@ def test_strangers_cannot_use_up_the_descriptors(tmp_path: Path) -> None:
         for _ in range(200):
             stack.enter_context(dial(served.address))
         assert served.process.num_fds() < 40
+        check_honest(served)
+
+
+def test_known_peers_cannot_use_them_up_either(tmp_path: Path) -> None:
+    with serving_process(tmp_path / "server.log", "--descriptors", 64) as served:
+        with ExitStack() as stack:
+            for _ in range(32):
+                stack.enter_context(calling(served)).hello()
+            with pytest.raises(ManagerUnavailable, match="hangs up"):
+                check_honest(served)
+            assert served.process.num_fds() < 44
+        wait_until(lambda: served.process.num_fds() < 12)
         check_honest(served)
 
 
