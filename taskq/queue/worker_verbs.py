@@ -44,7 +44,7 @@ class WorkerVerbs(QueueCore):
                 self._waiting.recall(incarnation)
             foreign = pool["local"] is not None and pool["local"] != self.local_pool
             return {
-                "drain": foreign or self._shut,
+                "drain": foreign,
                 "interval": leases.heartbeat,
                 "store_id": self._opened.store_id,
                 "epoch": self._opened.epoch,

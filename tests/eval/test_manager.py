@@ -309,6 +309,18 @@ def test_an_attached_pool_outlives_the_manager_and_serves_the_next_one(cluster: 
     assert works(cluster)
 
 
+def test_an_attached_pool_is_not_sent_away_by_a_manager_that_drains(cluster: Cluster) -> None:
+    manager = cluster.manager("--lease", "1s", workers=1, threads=1)
+    pool = cluster.pool(workers=1, threads=1)
+    sleep_task(cluster, 2.0, count=2)
+    wait_until(lambda: running(cluster) == 2)
+    assert manager.stop() == 0  # several heartbeats later
+    assert pool.popen.poll() is None
+    assert "draining" not in pool.output
+    cluster.manager(workers=0)
+    assert works(cluster)
+
+
 @pytest.mark.skipif(os.name != "posix" or not hasattr(socket, "AF_INET6"), reason="needs IPv6")
 def test_it_listens_on_ipv6(cluster: Cluster) -> None:
     try:
