@@ -209,7 +209,7 @@ def _queues(snapshot: Snapshot, width: int) -> list[Line]:
 
 def _workers(snapshot: Snapshot, width: int) -> list[Line]:
     rows, tails = [], []
-    for worker in snapshot.get("workers") or ():
+    for worker in sorted(snapshot.get("workers") or (), key=_by_pool):
         rows.append(
             (
                 plain(str(worker.get("id"))),
@@ -223,6 +223,12 @@ def _workers(snapshot: Snapshot, width: int) -> list[Line]:
         )
         tails.append(_now(worker))
     return _section(WORKER_COLUMNS, rows, tails, width, NO_WORKERS)
+
+
+def _by_pool(worker: Mapping[str, Any]) -> tuple[str, int, str]:
+    """Order of workers: by pool, then by number (``mgr-4188/2`` comes before ``mgr-4188/10``)."""
+    pool, _, number = str(worker.get("id")).rpartition("/")
+    return pool, int(number) if number.isdecimal() else 0, number
 
 
 def _now(worker: Mapping[str, Any]) -> list[str]:

@@ -256,6 +256,15 @@ def test_outcomes_in_words(task: dict[str, Any], text: str) -> None:
     assert views.outcome(task) == text
 
 
+def test_workers_are_in_the_order_of_their_pools_and_numbers() -> None:
+    names = ["mgr-1/10", "mgr-1/2", "node", "alpha-3/0", "mgr-1/0"]
+    snapshot = SNAPSHOT | {"workers": [{"id": name} for name in names]}
+    lines = shown(snapshot).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("WORKER"))
+    listed = [line.split()[0] for line in lines[start + 1 : start + 6]]
+    assert listed == ["node", "alpha-3/0", "mgr-1/0", "mgr-1/2", "mgr-1/10"]
+
+
 def test_a_worker_that_is_not_well_says_so_in_capitals() -> None:
     snapshot = copy.deepcopy(SNAPSHOT)
     snapshot["workers"][0] |= {"state": "silent", "running": []}
