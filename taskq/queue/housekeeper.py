@@ -86,6 +86,9 @@ class Housekeeper:
             except TaskqError as error:  # the store is broken: whoever waits for it is told, and the manager ends
                 event(log, logging.ERROR, "failed", f"housekeeping: {error.message}")
                 wait = ROUND
+            except Exception:  # a bug in one round must not be the end of all further ones
+                log.exception("housekeeping", extra={"taskq_event": "internal_error", "taskq_fields": {}})
+                wait = ROUND
             wait = 0.0 if more else min(wait, ROUND)
             self._wakes_at = self._chores.monotonic() + wait
             if wait > 0:

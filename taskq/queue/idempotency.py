@@ -59,7 +59,7 @@ class Recent:
 
     def is_new(self, client: int, seq: int) -> bool:
         """Whether this call cannot have been made before."""
-        return seq > self._highest[client]
+        return client in self._highest and seq > self._highest[client]
 
     def call(self, client: int, seq: int) -> CallRow | None:
         """The call, if it is among the newest."""
