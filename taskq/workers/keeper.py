@@ -127,7 +127,8 @@ class Keeper:
                 logs.event(_log, logging.ERROR, "internal_error", "the heartbeat failed", error=repr(error))
                 self._stopped.wait(LOOK)
             else:
-                self._changed.wait(LOOK)
+                if not self._stopped.is_set():
+                    self._changed.wait(LOOK)
 
     def _speak(self) -> None:
         """Say what is to be said now."""

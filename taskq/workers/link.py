@@ -100,6 +100,7 @@ class Link:
 
     def attach(self) -> None:
         """Begin a session. Raises what a connection raises, and `ReportedDead`."""
+        first = self._store_id is None
         with self._exchange:
             reserving, reporting = self._connect(), self._connect()
             try:
@@ -108,7 +109,8 @@ class Link:
                 reserving.close()
                 reporting.close()
                 raise
-        logs.event(_log, logging.INFO, "connected", f"attached to the manager, holding {len(self.held)} tasks")
+        level = logging.DEBUG if first else logging.INFO  # the manager tells of the first time
+        logs.event(_log, level, "connected", f"attached to the manager, holding {len(self.held)} tasks")
 
     def _begin(self, reserving: Connection, reporting: Connection) -> None:
         store_id = reporting.hello()["store_id"]

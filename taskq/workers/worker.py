@@ -44,14 +44,14 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from traceback import format_exc
 from types import FrameType
 
 from taskq import builtin_tasks, logs, registry
 from taskq.clock import Clock, SystemClock
 from taskq.config import Join
-from taskq.errors import AuthenticationFailed, ProtocolMismatch, TaskqError
+from taskq.errors import AuthenticationFailed, ProtocolMismatch, ShuttingDown, TaskqError
 from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, NACK, PROGRESS, Handout, WorkerInfo
 from taskq.wire.client import RemoteQueue
 from taskq.workers import control
@@ -66,7 +66,7 @@ ORPHAN_PATIENCE = 30.0
 TICK = 1.0
 """Seconds between two looks at the connection, and at tasks that cannot begin, while all threads are busy."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("taskq.workers.worker")  # not __name__, which is "__main__" here
 
 
 class Worker:
@@ -173,7 +173,10 @@ class Worker:
         if not self._link.up:
             self._attach()
         elif not self._draining:
-            self._reserve()
+            try:
+                self._reserve()
+            except ShuttingDown:
+                self._backlog.sleep(TICK)  # what comes next is its end, or a command to drain
         elif not self._backlog.sleep(TICK):
             self._link.ping()
 
@@ -284,7 +287,7 @@ def _size(outcome: Outcome) -> int:
 class Process:
     """What is there once in a worker process: configuration, link, worker, the parent's commands, signals."""
 
-    def __init__(self, config: control.ChildConfig, commands: int) -> None:
+    def __init__(self, config: control.ChildConfig, commands: Iterator[str]) -> None:
         self._config = config
         self._commands = commands
         self._join = Join.from_json(config.join, "the parent's join file")
@@ -365,7 +368,7 @@ class Process:
 
     def _obey(self) -> None:
         """Follow the parent's commands until it is gone; then leave too."""
-        for line in control.lines(self._commands):
+        for line in self._commands:
             if line == control.DRAIN:
                 self._leave()
             elif line.startswith(control.JOIN):
@@ -383,11 +386,11 @@ def main() -> int:
     for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the parent too, which decides
         signal.signal(ignored, _ignore)
     sys.setswitchinterval(0.0005)
-    commands = control.take_over()
-    line = next(control.lines(commands), None)
+    lines = control.lines(control.take_over())
+    line = next(lines, None)
     if line is None:
         return 0
-    return Process(control.ChildConfig.from_line(line), commands).run()
+    return Process(control.ChildConfig.from_line(line), lines).run()
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class WorkerPool:
         now = self._clock.monotonic()
         self._places = [Place(number, now) for number in range(self._settings.workers)]
         count, threads = self._settings.workers, self._settings.threads
-        logs.event(_log, logging.INFO, "pool_started", f"{count} worker processes with {threads} threads each")
+        self._tell("pool_started", f"{count} worker processes with {threads} threads each")
         with self._signals():
             try:
                 while self._go_on():
@@ -129,10 +129,17 @@ class WorkerPool:
             finally:
                 self._kill_all()
                 self._keeper.leave(GOODBYE)
-        logs.event(_log, logging.INFO, "pool_stopped", "all worker processes have left")
+        self._tell("pool_stopped", "all worker processes have left")
         if self._error is not None:
             raise self._error
         return self._exit_code
+
+    def _tell(self, event: str, text: str) -> None:
+        """Tell people; of a manager's own pool the manager has told them already."""
+        if self._settings.local is None:
+            logs.announce(_log, event, text)
+        else:
+            logs.event(_log, logging.DEBUG, event, text)
 
     def _go_on(self) -> bool:
         """The three duties of the loop; False when the pool is over."""
@@ -236,7 +243,7 @@ class WorkerPool:
         self._deadline = self._clock.monotonic() + self._settings.drain_timeout
         running = sum(len(child.running()) for child in self._children())
         text = f"{reason}: finishing {running} running tasks (at most {self._settings.drain_timeout:g} s)"
-        logs.announce(_log, "draining", f"{text}; ask again to stop at once")
+        self._tell("draining", f"{text}; ask again to stop at once")
         for child in self._children():
             child.drain()
 
@@ -274,7 +281,7 @@ class WorkerPool:
         if self._deadline is None:
             self._drain(f"stopping ({signal.Signals(number).name})")
         elif self._exit_code == 0:
-            logs.announce(_log, "stopping_hard", "asked again: what still runs is killed, its tasks go back")
+            self._tell("stopping_hard", "asked again: what still runs is killed, its tasks go back")
             self._exit_code = 128 + number
             self._deadline = self._clock.monotonic()
             self._kill_all()
