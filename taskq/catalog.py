@@ -18,7 +18,7 @@ from taskq.service import TypeInfo, Types
 from taskq.signature import Signature
 
 ASK_AGAIN = 1.0
-"""Seconds: a missed type is not asked for more often than this."""
+"""Seconds: for types that are accepted though nobody offers them, the manager is not asked more often than this."""
 
 
 class Offer(NamedTuple):
@@ -53,6 +53,7 @@ class Catalog:
         """A new connection: what was known of the manager's types may be wrong."""
         self._asked_at = float("-inf")
         self._types = {}
+        self._ever_joined = False
 
     def offer(self, target: TaskType[..., Any] | str) -> Offer:
         """What may be submitted under this name, or as this type. Raises `UnknownTaskType`."""
@@ -76,7 +77,9 @@ class Catalog:
     def _announced(self, name: str) -> list[TypeInfo]:
         with self._lock:
             found = self._types.get(name, [])
-            if not any(info["workers"] for info in found) and self._clock.monotonic() >= self._asked_at + ASK_AGAIN:
+            old = self._clock.monotonic() >= self._asked_at + ASK_AGAIN
+            refused = not found and self._ever_joined and not self._allow_unknown
+            if refused or (old and not any(info["workers"] for info in found)):
                 self._refresh()
                 found = self._types.get(name, [])
             if any(info["workers"] for info in found):

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from taskq.catalog import Catalog, Offer
 from taskq.config import Join, find_join, state_dir
-from taskq.errors import BadArguments, PayloadTooLarge, TaskqError
+from taskq.errors import BadArguments, ConfigError, PayloadTooLarge, TaskqError
 from taskq.feed import Feed
 from taskq.link import Link, Remote
 from taskq.queue.task import NewTask
@@ -300,7 +300,7 @@ def _find(
     environ = os.environ
     variable = environ.get("TASKQ_PORT")
     if variable and not variable.isdigit():
-        raise BadArguments(f'TASKQ_PORT is "{variable}", not a port')
+        raise ConfigError(f'TASKQ_PORT is "{variable}", not a port')
     folder = folder or environ.get("TASKQ_STATE_DIR")
     return find_join(
         join=str(join) if join is not None else environ.get("TASKQ_JOIN"),

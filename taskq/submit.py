@@ -53,8 +53,9 @@ def check(
             if skip is not None:
                 skip(place, error)
                 continue
+            first, newline, excerpt = error.message.partition("\n")
             nothing = "; nothing was submitted" if entry.where else ""
-            raise _reworded(error, f"{place}{error.message}{nothing}", _hint(error)) from None
+            raise _reworded(error, f"{place}{first}{nothing}{newline}{excerpt}", _hint(error)) from None
     return ready
 
 

@@ -163,7 +163,7 @@ def _submit(
     name, found = _read(source, defaults)
     ready = submit.check(client, found, name, skip if how.keep_going else None)
     if skipped:
-        output.note(f"{skipped:,} bad entries skipped, {len(ready):,} good ones")
+        output.note(f"{skipped:,} bad skipped, {_tasks(len(ready))} to submit")
     if not ready:
         output.error("no entry was good; nothing was submitted", code="bad_arguments")
         return EXIT_USAGE
