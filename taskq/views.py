@@ -241,10 +241,16 @@ def _now(worker: Mapping[str, Any]) -> list[str]:
     wordings = []
     for shown in range(min(SHOWN_TASKS, len(tasks)), 0, -1):
         more = f" +{len(tasks) - shown}" if len(tasks) > shown else ""
-        named = ", ".join(f"{name} ({duration(task.get('for_s'))})" for name, task in tasks[:shown])
+        named = ", ".join(f"{name} ({_so_far(task)})" for name, task in tasks[:shown])
         wordings.append(f"{prefix}{named}{more}")
     more = f" +{len(tasks) - 1}" if len(tasks) > 1 else ""
     return [*wordings, f"{prefix}{tasks[0][0]}{more}"]
+
+
+def _so_far(task: Mapping[str, Any]) -> str:
+    """How long a task has run, and how far it says it is."""
+    done = task.get("progress")
+    return duration(task.get("for_s")) + ("" if done is None else f", {percent(100 * done)}")
 
 
 def _recent(snapshot: Snapshot, width: int, zone: tzinfo | None) -> list[Line]:

@@ -256,6 +256,12 @@ def test_outcomes_in_words(task: dict[str, Any], text: str) -> None:
     assert views.outcome(task) == text
 
 
+def test_a_task_that_tells_how_far_it_is() -> None:
+    running = [{"id": 7, "type": "fetch", "for_s": 4.0, "progress": 0.5, "note": "half way"}]
+    snapshot = SNAPSHOT | {"workers": [{"id": "mgr-1/0", "running": running}]}
+    assert " fetch 7 (4.0s, 50%)\n" in shown(snapshot)
+
+
 def test_workers_are_in_the_order_of_their_pools_and_numbers() -> None:
     names = ["mgr-1/10", "mgr-1/2", "node", "alpha-3/0", "mgr-1/0"]
     snapshot = SNAPSHOT | {"workers": [{"id": name} for name in names]}
