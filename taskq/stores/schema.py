@@ -14,6 +14,7 @@ beside one busy thread: 12,000 rows a second instead of 140,000), a statement of
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -38,6 +39,20 @@ INLINE = 1024
 
 FIRST_FINAL = 4
 """States from here on are final (`State.COMPLETED` and the two after it)."""
+
+PRAGMAS = (
+    "PRAGMA locking_mode = EXCLUSIVE",  # first: from the first access on there is no file of shared memory
+    "PRAGMA auto_vacuum = INCREMENTAL",  # only a new file takes it
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA wal_autocheckpoint = 4000",  # pages: 16 MiB of log, and 20 ms for copying it
+    "PRAGMA journal_size_limit = 67108864",  # what one huge transaction may leave behind
+    "PRAGMA cache_size = -32768",  # KiB
+    "PRAGMA secure_delete = OFF",
+    "PRAGMA temp_store = MEMORY",
+    *(("PRAGMA fullfsync = ON", "PRAGMA checkpoint_fullfsync = ON") if sys.platform == "darwin" else ()),
+)
+"""Settings of the connection, in this order."""
 
 TABLES = (
     "CREATE TABLE store (id INTEGER PRIMARY KEY, store_id INT, epoch INT, next_id INT, totals TEXT)",

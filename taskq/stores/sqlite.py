@@ -20,7 +20,6 @@ import contextlib
 import json
 import secrets
 import sqlite3
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,20 +43,9 @@ _ROOM_TO_START = 2**20  # bytes: with less on the disk, the reserve is given up 
 _CHECKED = 2**30  # bytes: larger files are not read through at start
 _PIECE = 1_000  # rows that one read at start takes; more would only leave the processor's cache
 _SCAN = 50_000  # ids that one piece of a search takes while commits wait
-_PRUNED = 4_000  # rows, or pages, that one transaction of `SqliteStore.prune` takes while others wait
-_CHECKPOINT = 4_000  # pages in the log before they are copied into the database
-_PRAGMAS = (
-    "PRAGMA locking_mode = EXCLUSIVE",  # first: from the first access on there is no file of shared memory
-    "PRAGMA auto_vacuum = INCREMENTAL",  # only a new file takes it
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}",
-    "PRAGMA journal_size_limit = 67108864",  # what one huge transaction may leave behind
-    "PRAGMA cache_size = -65536",
-    "PRAGMA secure_delete = OFF",
-    "PRAGMA temp_store = MEMORY",
-    *(("PRAGMA fullfsync = ON", "PRAGMA checkpoint_fullfsync = ON") if sys.platform == "darwin" else ()),
-)
+_PRUNED = 4_000  # rows that one transaction of `SqliteStore.prune` deletes while others wait
+_UNUSED = 4_000  # pages that may always lie idle in the file
+_SHRUNK, _SHRINKS = 250, 8  # pages that one transaction gives back to the disk, and transactions in one pruning
 
 _Result = TypeVar("_Result")
 
@@ -90,9 +78,7 @@ class SqliteStore:
     def open(self) -> Opened:
         """See `Store.open`."""
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
-            raise ConfigError(
-                f"SQLite {sqlite3.sqlite_version} is too old", hint="this Python needs one of 3.32 or newer"
-            )
+            raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old", hint="use a Python with 3.32 or newer")
         with self._mutex:
             self._lock.take()
             try:
@@ -124,7 +110,7 @@ class SqliteStore:
         how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
         try:
             uri = f"{self._path.absolute().as_uri()}?{how}"
-            with contextlib.closing(sqlite3.connect(uri, _PATIENCE, uri=True, isolation_level=None)) as db:
+            with contextlib.closing(sqlite3.connect(uri, timeout=_PATIENCE, uri=True, isolation_level=None)) as db:
                 schema.check(self._path, *(_single(db, sql) for sql in schema.HEADER))
                 if self._path.stat().st_size <= _CHECKED:
                     found = _single(db, "PRAGMA quick_check(1)")
@@ -134,9 +120,9 @@ class SqliteStore:
             self._beside("-shm").unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, _PATIENCE, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
-            for pragma in _PRAGMAS:
+            for pragma in schema.PRAGMAS:
                 db.execute(pragma).fetchall()
             if _single(db, "PRAGMA journal_mode") != "wal":
                 raise ConfigError(f"the file system of {self._path} cannot hold a SQLite write-ahead log")
@@ -146,11 +132,8 @@ class SqliteStore:
         return db
 
     def close(self) -> None:
-        """See `Store.close`; copies the log into the database unless a write has failed."""
+        """See `Store.close`; SQLite copies its log into the database and removes it."""
         with self._mutex:
-            if self._db is not None and self._failure is None:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._disconnect()
             self._lock.release()
 
@@ -241,8 +224,7 @@ class SqliteStore:
         """See `Store.prune`."""
         self._prune(schema.OLD_CALLS, now - KEEP_CALLS)
         self._prune(schema.OLD_KEYS, now)
-        while self._shrink():
-            pass
+        self._shrink()
 
     def _prune(self, statement: str, before: float) -> None:
         deleted = _PRUNED
@@ -250,16 +232,14 @@ class SqliteStore:
             with self._mutex:
                 deleted = self._commit(lambda db: db.execute(statement, (before, _PRUNED)).rowcount)
 
-    def _shrink(self) -> bool:
-        """Give some unused pages back to the disk when a good part of the file is unused; whether there are more."""
-        ((unused, pages),) = self._read(
-            "SELECT freelist_count, page_count FROM pragma_freelist_count, pragma_page_count"
-        )
-        if unused <= max(_PRUNED, pages // 4):
-            return False
-        with self._mutex:
-            self._commit(lambda db: db.execute(f"PRAGMA incremental_vacuum({_PRUNED})").fetchall())
-        return True
+    def _shrink(self) -> None:
+        """Give some unused pages back to the disk when a good part of the file is unused."""
+        for _ in range(_SHRINKS):
+            unused = self._read("PRAGMA freelist_count")[0][0]
+            if unused <= max(_UNUSED, self._read("PRAGMA page_count")[0][0] // 4):
+                return
+            with self._mutex:
+                self._commit(_free_pages)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -350,6 +330,11 @@ def _transaction(db: sqlite3.Connection, statements: Callable[[sqlite3.Connectio
             db.execute("ROLLBACK")
         raise
     return result
+
+
+def _free_pages(db: sqlite3.Connection) -> None:
+    for _ in range(_SHRUNK):  # Python makes one step of a statement without a result, and a step frees one page
+        db.execute("PRAGMA incremental_vacuum(1)")
 
 
 def _bring_up_to_date(db: sqlite3.Connection) -> None:

@@ -134,8 +134,8 @@ def test_the_log_is_gone_after_close_and_bounded_before(store: SqliteStore, path
 
 
 def test_a_purged_file_gets_smaller(store: SqliteStore, path: Path) -> None:
-    ids = range(1, 30_001)
-    store.write(Batch(new=[row(id, payload=bytes(1000)) for id in ids]))
+    ids = range(1, 8_001)
+    store.write(Batch(new=[row(id, payload=bytes(4000)) for id in ids]))
     store.write(Batch(changed=[done(id) for id in ids]))
     store.close()
     store.open()
@@ -145,7 +145,7 @@ def test_a_purged_file_gets_smaller(store: SqliteStore, path: Path) -> None:
     store.prune(9.0)
     store.close()
     assert before > 30 * MIB
-    assert path.stat().st_size < before // 1.5
+    assert 2000 <= (before - path.stat().st_size) // 4096 <= 2010, "pages; some of it at a time"
 
 
 # -- one process only -------------------------------------------------------------------------------------------------
@@ -222,9 +222,9 @@ def test_pages_that_are_overwritten(store: SqliteStore, path: Path) -> None:
 
 
 def test_damage_beside_a_log_that_was_not_copied_yet(path: Path) -> None:
-    process = writer(path, 3000)
+    process = writer(path, 1600)
     assert process.stdout is not None
-    while process.stdout.readline() != "3000\n":
+    while process.stdout.readline() != "1600\n":
         pass
     reap(process)
     assert path.with_name("store.sqlite-wal").stat().st_size > 0

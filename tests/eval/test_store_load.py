@@ -1,0 +1,90 @@
+"""A store of a million pending tasks: it opens at once, and is loaded in seconds without a second copy in memory.
+
+Measured in seconds of processor time, so that other work on the machine does not count.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from taskq.queue.task import FINAL, State, TaskRow
+from taskq.stores.base import Batch
+from taskq.stores.sqlite import SqliteStore
+
+COUNT = 1_000_000
+MIB = 2**20
+
+
+def pending(id: int) -> TaskRow:
+    """A record as a submit leaves it."""
+    fields = (id, "compute", "default", b"x" * 40, 0, 3, 1.0, None, None, f"c{id:012}", 7, 1.7e9, 1.7e9, State.PENDING)
+    return TaskRow(*fields, 0, 0, 0, False, *[None] * 6)  # type: ignore[arg-type]
+
+
+def completed(id: int) -> TaskRow:
+    """The same at its end."""
+    return pending(id)._replace(
+        payload=None, state=State.COMPLETED, run=id, worker="w" * 16, worker_name="host/1", finished_at=1.7e9
+    )
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a million pending tasks, closed."""
+    path = tmp_path_factory.mktemp("million") / "store.sqlite"
+    store = SqliteStore(path)
+    store.open()
+    for start in range(1, COUNT + 1, 10_000):
+        store.write(Batch(new=[pending(id) for id in range(start, start + 10_000)], next_id=start + 10_000))
+    store.close()
+    return path
+
+
+def test_a_million_pending_tasks_are_loaded_in_seconds(path: Path) -> None:
+    store = SqliteStore(path)
+    began = time.process_time()
+    opened = store.open()
+    open_took = time.process_time() - began
+    assert (opened.live, opened.next_id) == (COUNT, COUNT + 1)
+
+    process = psutil.Process(os.getpid())
+    base = process.memory_info().rss
+    peak = base
+    began = time.process_time()
+    last = 0
+    for row in store.live():
+        assert row.id == last + 1
+        last = row.id
+        if last % 100_000 == 0:
+            peak = max(peak, process.memory_info().rss)
+    load_took = time.process_time() - began
+    store.close()
+    print(f"open {open_took:.2f} s, load {load_took:.2f} s, {(peak - base) / MIB:.0f} MiB more")
+    assert last == COUNT
+    assert peak - base < 100 * MIB
+    assert open_took < 2
+    assert load_took < 4
+
+
+def test_purging_costs_the_same_in_a_large_store(path: Path) -> None:
+    """Nothing old enough: no reading through a million records; a thousand of them: milliseconds."""
+    store = SqliteStore(path)
+    store.open()
+    store.write(Batch(changed=[completed(id) for id in range(1, COUNT // 4)], next_id=COUNT + 1))
+    began = time.process_time()
+    for _ in range(100):
+        assert store.purge(FINAL, 1.6e9, 1000, 2e9) == {}
+    nothing_took = (time.process_time() - began) / 100
+    began = time.process_time()
+    for _ in range(10):
+        assert store.purge(FINAL, 1.8e9, 1000, 2e9) == {State.COMPLETED: 1000}
+    thousand_took = (time.process_time() - began) / 10
+    store.close()
+    print(f"nothing {nothing_took * 1e3:.2f} ms, a thousand {thousand_took * 1e3:.2f} ms")
+    assert nothing_took < 0.02
+    assert thousand_took < 0.2
