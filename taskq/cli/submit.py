@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskq.cli.options import DURATION, Command, Connection, common_options, connection_options
-from taskq.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, EXIT_USAGE, Output, run
+from taskq.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, Output, run
 from taskq.config import parse_duration
-from taskq.errors import ConfigError, TaskFailed, TaskqError
+from taskq.errors import BadArguments, ConfigError, TaskFailed, TaskqError
 
 if TYPE_CHECKING:
     from taskq.client import Client
@@ -121,15 +121,26 @@ def command(connection: Connection, output: Output, wait: float | None, **values
     from taskq.wire.client import RemoteQueue
 
     join = connection.join()
+    warnings: list[str] = []
     with Client.over(
         lambda: RemoteQueue(join, connect_timeout=connection.connect_timeout, reconnect=False),
         patience=connection.connect_timeout,
         allow_unknown=how.allow_unknown,
-        warn=output.warning,
+        warn=warnings.append,
     ) as client:
-        return _submit(
-            client, source, how, {name: v for name, v in defaults.items() if v is not None}, connection, output
-        )
+        try:
+            handles = _submit(client, source, how, defaults, connection, output)
+        except TaskqError as error:
+            if ids := error.details.get("ids"):
+                _print_ids(ids, output)
+            raise
+        for text in warnings:  # not before: they speak of tasks that wait, and a refused one does not
+            output.warning(text)
+        if how.wait is not None:
+            return _wait(handles, how.wait, output)
+        if handles:
+            _print_ids([handle.id for handle in handles], output)
+        return EXIT_OK
 
 
 def _check_usage(source: Source, how: How, defaults: Mapping[str, Any]) -> None:
@@ -150,7 +161,8 @@ def _check_usage(source: Source, how: How, defaults: Mapping[str, Any]) -> None:
 
 def _submit(
     client: Client, source: Source, how: How, defaults: Mapping[str, Any], connection: Connection, output: Output
-) -> int:
+) -> list[TaskHandle[Any]]:
+    """Check everything and submit it; with ``--dry-run`` show it instead."""
     from taskq import entries, submit
 
     skipped = 0
@@ -160,29 +172,19 @@ def _submit(
         skipped += 1
         output.warning(f"skipped: {place}{error.message}")
 
-    name, found = _read(source, defaults)
+    name, found = _read(source, {option: value for option, value in defaults.items() if value is not None})
     ready = submit.check(client, found, name, skip if how.keep_going else None)
     if skipped:
         output.note(f"{skipped:,} bad skipped, {_tasks(len(ready))} to submit")
     if not ready:
-        output.error("no entry was good; nothing was submitted", code="bad_arguments")
-        return EXIT_USAGE
+        raise BadArguments("no entry was good; nothing was submitted")
     if how.dry_run:
         for entry, _ in ready:
             output.value(entries.as_json(entry))
         output.note(f"{_tasks(len(ready))} would be submitted")
-        return EXIT_OK
+        return []
     notes = connection.state.path / "submits" if source.payload_file is not None else None
-    try:
-        handles = _send(client, [item for _, item in ready], notes, output)
-    except TaskqError as error:
-        if ids := error.details.get("ids"):
-            _print_ids(ids, output)
-        raise
-    if how.wait is None:
-        _print_ids([handle.id for handle in handles], output)
-        return EXIT_OK
-    return _wait(handles, how.wait, output)
+    return _send(client, [item for _, item in ready], notes, output)
 
 
 def _read(source: Source, defaults: Mapping[str, Any]) -> tuple[str, Iterable[Entry | BadEntry]]:
