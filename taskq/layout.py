@@ -98,7 +98,7 @@ def time_of_day(text: str | None, zone: tzinfo | None = None) -> str:
     """``hh:mm:ss`` of an ISO 8601 text, in ``zone`` (None: the machine's own).
 
     >>> from datetime import timezone
-    >>> time_of_day("2026-01-02T02:31:07.5Z", timezone.utc)
+    >>> time_of_day("2026-01-02T02:31:07.500Z", timezone.utc)
     '02:31:07'
     """
     when = moment(text)

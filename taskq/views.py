@@ -281,7 +281,7 @@ def outcome(task: Mapping[str, Any]) -> str:
     error = task.get("error") or {}
     failures, deaths = task.get("failures") or 0, task.get("deaths") or 0
     if error.get("kind") == "poisoned":
-        return f"failed after {deaths} deaths of its worker"
+        return f"failed after {deaths} deaths"
     tried = f" after {failures + deaths}" if failures + deaths else ""
     reason = error.get("type") or error.get("kind")
     return plain(f"failed{tried}: {reason}" if reason else f"failed{tried}")

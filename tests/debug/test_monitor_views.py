@@ -248,7 +248,7 @@ def test_failed_rows_and_warnings_are_marked_for_colour() -> None:
         ({"state": "completed"}, "completed"),
         ({"state": "cancelled"}, "cancelled"),
         ({"state": "failed", "failures": 1, "error": {"kind": "timeout", "type": ""}}, "failed after 1: timeout"),
-        ({"state": "failed", "deaths": 3, "error": {"kind": "poisoned"}}, "failed after 3 deaths of its worker"),
+        ({"state": "failed", "deaths": 3, "error": {"kind": "poisoned"}}, "failed after 3 deaths"),
         ({"state": "failed"}, "failed"),
     ],
 )

@@ -1,0 +1,121 @@
+"""The README says what the code says: diagram, option tables, exit codes; and its first page has no links."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+import pytest
+
+from taskq.cli import output
+from taskq.queue.lifecycle import mermaid
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+COMMANDS = {
+    name: importlib.import_module(f"taskq.cli.{name}").command for name in ("manager", "worker", "submit", "monitor")
+}
+VERBS = ("list", "show", "result", "cancel", "purge")
+
+LINK = re.compile(r"\]\([^)]+\)|https?://(?!api\.example)")
+
+
+def _value(option: click.Option) -> str:
+    """The word for an option's value."""
+    if option.metavar is None and isinstance(option.type, click.Choice):
+        return "|".join(option.type.choices)
+    return option.metavar or option.type.name.upper()
+
+
+def row(option: click.Option) -> str:
+    """A line of an option table."""
+    words, _, bracketed = (option.help or "").partition("  [")
+    default = bracketed.rstrip("]")
+    if not default and option.show_default and option.default not in (None, ""):
+        default = f"{option.default:,}" if isinstance(option.default, int) else str(option.default)
+    value = "" if option.is_flag or option.count else f" {_value(option)}"
+    names = ", ".join(f"`{name}{value}`" for name in sorted(option.opts, key=len, reverse=True))
+    variable = f"`{option.envvar}`" if option.envvar else ""
+    cells = [cell.replace("|", "\\|") for cell in (names, default, variable, words)]
+    return f"| {' | '.join(cells)} |"
+
+
+def rows(command: click.Command) -> list[str]:
+    """The lines of all options of a command, in the order of its help."""
+    return [row(param) for param in command.params if isinstance(param, click.Option) and not param.hidden]
+
+
+def table(lines: Iterable[str]) -> str:
+    """A whole option table."""
+    return "\n".join(["| option | default | environment | meaning |", "| --- | --- | --- | --- |", *lines])
+
+
+def option_tables() -> dict[str, str]:
+    """Heading -> table: options of all commands, of those that connect, and of each command."""
+    of = {name: rows(command) for name, command in COMMANDS.items()}
+    everywhere = [line for line in of["manager"] if all(line in lines for lines in of.values())]
+    clients = [of[name] for name in ("worker", "submit", "monitor")]
+    connecting = [line for line in clients[0] if all(line in lines for lines in clients) and line not in everywhere]
+    tables = {"everywhere": table(everywhere), "connecting": table(connecting)}
+    for name, lines in of.items():
+        shared = everywhere if name == "manager" else [*everywhere, *connecting]
+        tables[f"taskq-{name}"] = table(line for line in lines if line not in shared)
+    verbs = COMMANDS["monitor"].commands["task"].commands
+    for verb in VERBS:
+        own = [line for line in rows(verbs[verb]) if line not in [*everywhere, *connecting]]
+        if own:
+            tables[f"taskq-monitor task {verb}"] = table(own)
+    assert set(verbs) == set(VERBS)
+    return tables
+
+
+def test_the_state_diagram_is_the_one_of_the_code() -> None:
+    assert f"```mermaid\n{mermaid()}\n```" in README
+
+
+@pytest.mark.parametrize("name", option_tables())
+def test_option_tables_are_those_of_the_commands(name: str) -> None:
+    assert f"\n\n{option_tables()[name]}\n\n" in README
+
+
+def test_exit_codes_are_those_of_the_commands() -> None:
+    listed = [int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)]
+    codes = {value for name, value in vars(output).items() if name.startswith("EXIT_") and isinstance(value, int)}
+    assert listed == sorted(codes)
+
+
+def test_the_first_minutes_come_before_the_first_link() -> None:
+    lines = README.splitlines()
+    first = next(number for number, line in enumerate(lines) if LINK.search(line))
+    assert first < 60
+    top = "\n".join(lines[:first])
+    order = [
+        *("bin/demo", "taskq-manager", "taskq-submit", "taskq-monitor", "@task", "--print-join"),
+        *("| what ends", "bin/test"),
+    ]
+    places = [top.index(word) for word in order]
+    assert places == sorted(places)
+
+
+def test_nobody_is_sent_to_somebody_elses_package() -> None:
+    assert not re.search(r"pip3? install\s+(-\S+\s+)*taskq", README)
+
+
+def _anchors(lines: Sequence[str]) -> set[str]:
+    titles = [line.lstrip("#").strip().lower() for line in lines if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+def test_every_link_leads_somewhere() -> None:
+    root = Path(__file__).resolve().parents[2]
+    anchors = _anchors(README.splitlines())
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    assert targets
+    for target in targets:
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("http"):
+            assert (root / target).exists(), target
