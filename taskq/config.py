@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -192,7 +191,7 @@ def read_key(path: Path) -> bytes:
 def read_or_make_key(path: Path) -> bytes:
     """The key in a file, which is made with a fresh random key when it is not there."""
     if not path.exists():
-        write_private(path, secrets.token_bytes(KEY_BYTES).hex() + "\n")
+        write_private(path, os.urandom(KEY_BYTES).hex() + "\n")
     return read_key(path)
 
 
