@@ -26,7 +26,7 @@ KEEP_CALLS = 24 * 3600.0
 
 
 class CallRow(NamedTuple):
-    """One submit call: what makes its repetition give the same ids. ``size``: number of tasks; ``at``: wall-clock seconds."""
+    """One submit call: what makes its repetition give the same ids. ``size``: number of tasks; ``at``: wall seconds."""
 
     client: int
     seq: int
@@ -66,7 +66,8 @@ class Batch:
     """Everything that one transaction writes.
 
     A task is in ``new`` when the store does not have it yet, else in ``changed``, never in both. The payload
-    of a row in ``changed`` is ignored: what is stored stays. ``next_id`` and ``totals`` are written with each batch.
+    of a row in ``changed`` is ignored, and so are the other fields that stand before ``due_at``: they never change.
+    ``next_id`` and ``totals`` are written with each batch.
     """
 
     new: list[TaskRow] = field(default_factory=list)
