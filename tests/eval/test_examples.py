@@ -1,0 +1,81 @@
+"""Every example runs as its text says, against a real manager."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def run(cluster: Cluster, folder: str, *words: str, stdin: str = "") -> str:
+    """Run a command in an example's folder; gives what it printed."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        words,
+        cwd=EXAMPLES / folder,
+        env=cluster.environment(PATH=path),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in EXAMPLES.iterdir()} == {"own_tasks", "bulk_submit", "second_machine", "python_client"}
+
+
+def test_own_tasks(cluster: Cluster) -> None:
+    cluster.manager("--tasks", "tasks", PYTHONPATH=os.pathsep.join([str(EXAMPLES / "own_tasks"), str(ROOT)]))
+    assert run(cluster, "own_tasks", sys.executable, "main.py").splitlines() == [
+        "here and now: {'plain': 1, 'needs': 1, 'queue': 1}",
+        "by a worker:  {'function': 1, 'worker': 1}",
+        "page 0, got at attempt 2",
+        "page 1, got at attempt 2",
+        "page 2, got at attempt 2",
+    ]
+
+
+def test_bulk_submit(cluster: Cluster) -> None:
+    cluster.manager()
+    printed = run(cluster, "bulk_submit", sys.executable, "bulk.py", "2000").splitlines()
+    assert printed == [
+        "2,000 tasks accepted, from 1 to 2000",
+        *(f"{number:,} finished" for number in (500, 1000, 1500, 2000)),
+        "all results are right",
+    ]
+    lines = run(cluster, "bulk_submit", sys.executable, "bulk.py", "300", "--file")
+    results = run(cluster, "bulk_submit", "taskq-submit", "--payload-file", "-", "--wait", "60", stdin=lines)
+    assert results.split() == [str(2 * number) for number in range(300)]
+
+
+def test_python_client(cluster: Cluster) -> None:
+    cluster.manager(threads=4)
+    printed = run(cluster, "python_client", sys.executable, "client.py")
+    assert printed.splitlines() == [
+        "result: 15511210043330985984000000",
+        "again, by id: 15511210043330985984000000 completed",
+        "not yet: TimeoutError",
+        "later: 0.5",
+        "failed: RuntimeError no such customer",
+        "cancelled: True cancelled",
+        "a cancelled task has no result",
+        "the same key, the same task: True",
+        "as they finish: [0.1, 0.2, 0.3]",
+        'refused: no worker offers "comptue"; did you mean "compute"?',
+    ]
+
+
+def test_second_machine(cluster: Cluster) -> None:
+    printed = run(cluster, "second_machine", "./try_here.sh")
+    assert "\n2432902008176640000\n" in printed
+    assert "node2/0" in printed
