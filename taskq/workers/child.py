@@ -56,7 +56,11 @@ class Child:
     def start(self, join: Join, pool: PoolInfo, settings: PoolSettings) -> None:
         """Start the process. Raises `OSError` when the system has no room for another one."""
         self._slots = SlotTable.create(settings.threads)
-        status, writer = os.pipe()
+        try:
+            status, writer = os.pipe()
+        except OSError:
+            self._slots.close()
+            raise
         try:
             self._process = subprocess.Popen(
                 _COMMAND,
@@ -66,6 +70,7 @@ class Child:
             )
         except OSError:
             os.close(status)
+            self._slots.close()
             raise
         finally:
             os.close(writer)

@@ -8,8 +8,10 @@ ready, or which error kept it from starting.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -72,6 +74,23 @@ def take_over() -> int:
     os.close(nothing)
     os.dup2(2, 1)
     return commands
+
+
+def leave_signals_to_the_parent() -> None:
+    """Do nothing about signals that a terminal sends to all of its processes: the parent has them too, and decides.
+
+    A handler that does nothing is, unlike SIG_IGN, not inherited by the programs that a task starts.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: None)
+
+
+def become_ordinary() -> None:
+    """Undo in a process that a task forked what concerns worker processes only: its signals and crashes are its own."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.disable()
 
 
 def lines(descriptor: int) -> Iterator[str]:

@@ -80,7 +80,12 @@ class Keeper:
     def first_contact(self) -> Join:
         """Reach the manager for the first time, in the calling thread; gives where it is. Raises what stands in the
         way: `ManagerUnavailable`, `AuthenticationFailed`, `ProtocolMismatch`, `ConfigError`."""
-        self._reach().hello()
+        queue = self._reach()
+        try:
+            queue.hello()
+        except TaskqError:
+            queue.close()
+            raise
         assert self._join is not None
         self.start()
         return self._join

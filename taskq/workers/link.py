@@ -137,7 +137,7 @@ class Link:
 
     def _drop(self, task: int, run: int) -> None:
         if self.held.pop(run, None) is not None:
-            text = f"task {task} is no longer this worker's: what comes of it here will not count"
+            text = f"task {task} is no longer this worker's: it has its outcome already, or another worker"
             logs.event(_log, logging.WARNING, "outcome_refused", text, task_id=task)
 
     def reserve(self, slots: int, extra: int, fast: Sequence[str], timeout: float) -> Sequence[Handout]:

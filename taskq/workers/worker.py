@@ -134,7 +134,8 @@ class Worker:
                 logs.event(_log, logging.ERROR, "worker_left", f"the manager was told that this process died: {error}")
                 self._end()
             except TaskqError as error:
-                logs.event(_log, logging.WARNING, "connection_lost", f"the manager refused a call: {error.message}")
+                level = logging.DEBUG if isinstance(error, ShuttingDown) else logging.WARNING
+                logs.event(_log, level, "connection_lost", f"the manager refused a call: {error.message}")
                 self.over.wait(TICK)
             except Exception:
                 logs.event(_log, logging.ERROR, "internal_error", "a network thread failed", error=format_exc())
@@ -293,7 +294,8 @@ class Process:
         self._join = Join.from_json(config.join, "the parent's join file")
         self._slots = SlotTable(config.slots, config.threads)
         self._parent_gone = False
-        self._asked_to_leave = threading.Event()
+        self._leaving = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # of an Event, `set` may not be called by a handler
         self._worker: Worker | None = None
 
     def run(self) -> int:
@@ -302,6 +304,7 @@ class Process:
         for descriptor in (config.slots, config.status):
             os.set_inheritable(descriptor, False)
         faulthandler.enable(self._slots.crash_descriptor())
+        os.register_at_fork(after_in_child=control.become_ordinary)
         threading.Thread(target=self._obey, name="taskq-commands", daemon=True).start()
         signal.signal(signal.SIGTERM, self._on_term)
         logs.setup("worker", level=config.log_level, format=config.log_format, worker=config.name)
@@ -314,9 +317,10 @@ class Process:
         if worker is not None:
             control.say_ready(config.status)
             worker.start()
-            if self._asked_to_leave.is_set():
+            if self._leaving:
                 worker.drain(orphan=self._parent_gone)
-            worker.over.wait()
+            while not worker.over.wait(TICK):
+                pass  # now and then Python code must run in this thread: it alone handles signals
         return 0
 
     def _boot(self) -> Worker | None:
@@ -326,14 +330,17 @@ class Process:
         gc.freeze()
         self._worker = Worker(link, registry.lookup, self._slots, self._config.threads, SystemClock())
         pauses = Pauses(os.getpid())
-        while not self._asked_to_leave.is_set():
+        while not self._leaving:
             try:
                 link.attach()
             except (AuthenticationFailed, ProtocolMismatch):
                 raise
+            except ReportedDead:
+                return None
             except TaskqError as error:
                 logs.event(_log, logging.INFO, "connection_lost", error.message)
-                self._asked_to_leave.wait(pauses.next())
+                with contextlib.suppress(queue.Empty):
+                    self._wake.get(timeout=pauses.next())
             else:
                 return self._worker
         return None
@@ -362,7 +369,8 @@ class Process:
         self._leave()
 
     def _leave(self) -> None:
-        self._asked_to_leave.set()
+        self._leaving = True
+        self._wake.put(None)
         if self._worker is not None:
             self._worker.drain(orphan=self._parent_gone)
 
@@ -377,14 +385,9 @@ class Process:
         self._leave()
 
 
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """A signal handler that does nothing: unlike SIG_IGN it is not inherited by programs that a task starts."""
-
-
 def main() -> int:
     """The entry point: ``python -m taskq.workers.worker``, started by a pool's parent only."""
-    for ignored in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the parent too, which decides
-        signal.signal(ignored, _ignore)
+    control.leave_signals_to_the_parent()
     sys.setswitchinterval(0.0005)
     lines = control.lines(control.take_over())
     line = next(lines, None)

@@ -8,8 +8,8 @@ bury the dead, bring the number back.
 A child that ends unasked is replaced: at once if it had lived for a while, else after a pause that doubles. Which of
 its tasks had begun is read from its slot table and told to the manager (`keeper`). A child that says that it cannot
 start (a module that does not import, a rejected key) ends the whole pool with that error, shown once: the next child
-would fail the same way. A place whose children die again and again before they are ready stays empty; when all do, the
-pool gives up.
+would fail the same way. A place where no child was ever ready and `BOOT_ATTEMPTS` have died stays empty; when all do,
+the pool gives up.
 
 Stop, in this order:
 
@@ -45,7 +45,7 @@ QUICK_DEATH = 10.0
 LONGEST_PAUSE = 5.0
 """Seconds before a child is replaced, at most."""
 BOOT_ATTEMPTS = 5
-"""So many children in a row that die before they are ready, and their place stays empty."""
+"""So many children that die before one was ever ready, and their place stays empty."""
 AWAY_LIMIT = 60.0
 """Seconds that a local pool waits for its manager."""
 GOODBYE = 5.0
@@ -61,8 +61,8 @@ _log = logging.getLogger(__name__)
 class Place:
     """One of the pool's places: its child, and what happened to those before it.
 
-    ``due``: monotonic seconds when the next child is to start. ``quick``: deaths in a row after a short life;
-    ``boots``: those of them before the child was ready.
+    ``due``: monotonic seconds when the next child is to start. ``quick``: deaths in a row after a short life.
+    ``failed``: how many died before one was ever ready. ``fatal``: given up.
     """
 
     def __init__(self, number: int, now: float) -> None:
@@ -70,17 +70,21 @@ class Place:
         self.child: Child | None = None
         self.due = now
         self.quick = 0
-        self.boots = 0
+        self.failed = 0
+        self.proven = False
         self.fatal = False
 
-    def bury(self, now: float) -> None:
-        """The child has ended unasked: decide when, and whether, the next one starts."""
-        child, self.child = self.child, None
-        if child is None:
-            return
-        self.quick = self.quick + 1 if now - child.started_at < QUICK_DEATH else 0
-        self.boots = 0 if child.ready else self.boots + 1
-        self.fatal = self.boots >= BOOT_ATTEMPTS
+    def bury(self, child: Child, now: float) -> None:
+        """Its child has ended unasked: decide when, and whether, the next one starts."""
+        self.child = None
+        self.proven = self.proven or child.ready
+        self.failed += not self.proven
+        self.fatal = self.failed >= BOOT_ATTEMPTS
+        self.wait(now, short=now - child.started_at < QUICK_DEATH)
+
+    def wait(self, now: float, *, short: bool) -> None:
+        """Put off the next start; longer each time, as long as lives are ``short``."""
+        self.quick = self.quick + 1 if short else 0
         self.due = now + (0.0 if self.quick <= 1 else min(LONGEST_PAUSE, 0.1 * 2.0 ** min(self.quick - 2, 10)))
 
 
@@ -188,13 +192,13 @@ class WorkerPool:
 
     def _start_child(self, place: Place, now: float) -> None:
         child = Child(place.number, now, partial(self._post, self._on_ready), partial(self._post, self._on_exit, place))
-        place.child = child
         try:
             child.start(self._join, self._pool, self._settings)
-        except OSError as error:
-            place.bury(now)
+        except OSError as error:  # no room for a process: not its fault, and it may pass
+            place.wait(now, short=True)
             logs.event(_log, logging.ERROR, "child_failed", f"cannot start a worker process: {error.strerror}")
         else:
+            place.child = child
             logs.event(_log, logging.DEBUG, "child_started", f"worker process {place.number} has pid {child.pid}")
 
     # -- events
@@ -215,7 +219,7 @@ class WorkerPool:
         asked = self._deadline is not None
         if not child.left:
             self._report_death(child, code, counts=True, asked=asked)
-        place.bury(self._clock.monotonic())
+        place.bury(child, self._clock.monotonic())
         child.close()
 
     def _report_death(self, child: Child, code: int, *, counts: bool, asked: bool) -> None:

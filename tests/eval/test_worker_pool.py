@@ -17,7 +17,7 @@ from cluster import Cluster, Process, wait_until
 from taskq import Client
 
 JOBS = '''
-import ctypes, os, pathlib, subprocess, sys, time
+import ctypes, os, pathlib, signal, subprocess, sys, time
 from taskq import task
 
 HERE = pathlib.Path(__file__).parent
@@ -56,6 +56,24 @@ def vanish(name):
 def close_everything(name):
     mark(name, "begin")
     os.closerange(0, 200)
+
+@task(name="forks", max_retries=0)
+def forks(how):
+    """A child by fork: ended by SIGTERM, or by a crash of its own; must be like any other process."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if how == "crash":
+                ctypes.string_at(0)
+            mark(how, "begin")
+            time.sleep(60)
+        finally:
+            os._exit(3)
+    if how == "terminate":
+        while not (HERE / f"{how}.marks").exists():
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 @task(name="talk")
 def talk(name):
@@ -185,6 +203,22 @@ def test_what_a_task_prints_goes_to_stderr_and_its_programs_do_not_read_from_the
     pool = pools.pool()
     assert pools.client().submit("talk", "t").result(timeout=20) == "heard ''"
     assert "printed by a task" in pool.output
+
+
+def test_processes_that_a_task_forks_are_ordinary_ones(pools: Pools) -> None:
+    pools.begin()
+    pool = pools.pool()
+    client = pools.client()
+    assert client.submit("forks", "terminate").result(timeout=20) == -signal.SIGTERM
+    assert client.submit("forks", "crash").result(timeout=20) == -signal.SIGSEGV
+    held = pools.submit("hold", "a")
+    pools.until_running("a")
+    (child,) = pools.children(pool)
+    child.kill()
+    wait_until(lambda: len(pools.marks("a")) == 2, 10)
+    assert "forks" not in pool.output.split("signal 9")[-1], "the fork's crash is not taken for the worker's"
+    pools.let_go("a")
+    assert pools.until("completed", held)[0]["deaths"] == 1
 
 
 # -- pools that cannot start
@@ -397,9 +431,9 @@ from taskq.config import PoolSettings, read_join
 from taskq.workers import worker_pool
 worker_pool.AWAY_LIMIT = 1.0
 join = read_join(__import__("pathlib").Path(sys.argv[1]))
-logs.setup("pool", format="text")
+logs.setup("pool", level="debug", format="text")
 run = "a run of the manager that is gone"
-settings = PoolSettings(workers=1, name="local", tasks=("jobs",), local=run, drain_timeout=5)
+settings = PoolSettings(workers=1, name="local", tasks=("jobs",), local=run, log_level="debug")
 sys.exit(worker_pool.WorkerPool(lambda: join, settings).run())
 """
 
@@ -431,6 +465,7 @@ def test_a_local_pool_of_a_manager_that_is_gone_ends_itself(pools: Pools) -> Non
         assert "the manager asked this pool to leave" in words
     finally:
         local.kill()
+        local.communicate()
     assert manager.popen.poll() is None
 
 
@@ -444,17 +479,16 @@ def test_a_local_pool_does_not_wait_for_its_manager_for_ever(pools: Pools) -> No
     try:
         wait_until(lambda: pools.cluster.worker_processes(), 10)
         assert local.stderr is not None
-        while "attached" not in local.stderr.readline():
-            pass
+        assert any("attached" in line for line in local.stderr)
         manager.kill()
         _, words = local.communicate(timeout=20)
         assert local.returncode == 0
         assert "the manager has been away for 1 s" in words
         assert pools.cluster.worker_processes() == []
     finally:
-        local.kill()
-        manager.kill()
-        manager.communicate()
+        for process in (local, manager):
+            process.kill()
+            process.communicate()
 
 
 SERVE = """
