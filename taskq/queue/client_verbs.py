@@ -9,7 +9,7 @@ from taskq.errors import BadArguments, KeyConflict, StorageFull, TaskNotFound
 from taskq.queue.core import QueueCore
 from taskq.queue.feeds import outcome, unknown
 from taskq.queue.idempotency import call_digest
-from taskq.queue.limits import checked
+from taskq.queue.limits import check_number, checked
 from taskq.queue.task import FINAL, STATE_BY_LABEL, NewTask, State, TaskRow, cut, describe
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, Finished, Outcome, Submitted
 from taskq.stores.base import CallRow, KeyRow
@@ -22,6 +22,8 @@ class ClientVerbs(QueueCore):
 
     def submit(self, client: int, seq: int, items: Sequence[NewTask]) -> Submitted:
         """Accept all of these tasks, or none."""
+        check_number("client", client)
+        check_number("seq", seq)
         good = checked(items, self.settings.max_payload)
         digest = call_digest(good)
         if not self._recent.knows(client):

@@ -1,12 +1,17 @@
-"""What a submitted item may be. PURE."""
+"""What may come in from a peer: submitted items, reports, workers. PURE.
+
+Whatever passes here can be stored and reckoned with; whatever does not is refused before anything changes. A peer is
+authenticated, so this guards against mistakes (another version, a faulty client), not against malice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from taskq.errors import BadArguments, PayloadTooLarge
 from taskq.queue.task import NewTask
-from taskq.service import MAX_BATCH
+from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_RESULT, NACK, PROGRESS, SNOOZE, Report, WorkerInfo
 
 MAX_NAME = 200
 """Characters: longest name of a type or queue."""
@@ -15,6 +20,9 @@ MAX_PRIORITY = 1_000
 MAX_RETRIES = 1_000_000
 MAX_DELAY = 10 * 366 * 86400.0
 """Seconds: furthest that a task can be put off, backoff and timeout included."""
+MAX_THREADS = 10_000
+MAX_NUMBER = 2**63 - 1
+"""Largest number that a store can hold."""
 
 
 def checked(items: Sequence[Sequence[object]], max_payload: int) -> list[NewTask]:
@@ -58,3 +66,62 @@ def _check_options(item: NewTask) -> None:
         raise ValueError(f"a key has 1 to {MAX_KEY} characters")
     if type(item.correlation_id) is not str or len(item.correlation_id) > MAX_NAME:
         raise ValueError(f"a correlation id has at most {MAX_NAME} characters")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise `BadArguments` unless this is a number that a store can hold."""
+    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
+        raise BadArguments(f"{name} is a number from 0 to 2^63 - 1")
+
+
+def check_reports(reports: Sequence[Report]) -> None:
+    """Raise `BadArguments` at the first report that is not one of those in `taskq.service.Report`."""
+    for position, report in enumerate(reports):
+        try:
+            fits = type(report[1]) is int and type(report[2]) is int and _REPORTS[report[0]](*report[3:])
+        except (TypeError, KeyError, IndexError):
+            fits = False
+        if not fits:
+            raise BadArguments(f"report {position + 1} is not of a known form; nothing was taken")
+
+
+def _is_seconds(value: object) -> bool:
+    return type(value) in (float, int) and 0 <= value <= MAX_DELAY  # type: ignore[operator]  # it is a number
+
+
+def _fits_ack(result: object, run_s: object) -> bool:
+    return type(result) is bytes and len(result) <= MAX_RESULT and _is_seconds(run_s)
+
+
+def _fits_nack(error: Any, delay: object, run_s: object) -> bool:
+    texts = len(error) == 4 and all(type(part) is str for part in error)
+    return texts and (delay is None or delay == -1 or _is_seconds(delay)) and _is_seconds(run_s)
+
+
+def _fits_progress(fraction: object, note: object) -> bool:
+    return type(fraction) in (float, int) and type(note) is str
+
+
+_REPORTS: dict[int, Callable[..., bool]] = {
+    ACK: _fits_ack,
+    NACK: _fits_nack,
+    GIVE_BACK: lambda: True,
+    SNOOZE: _is_seconds,
+    PROGRESS: _fits_progress,
+}
+
+
+def check_worker(worker: WorkerInfo, held: Sequence[tuple[int, int]]) -> None:
+    """Raise `BadArguments` unless a worker process says who it is as `taskq.service.WorkerInfo` has it."""
+    texts = (worker["incarnation"], worker["name"], worker["host"], worker["pool"]["id"], *worker["queues"])
+    if not all(type(text) is str and 0 < len(text) <= MAX_NAME for text in texts):
+        raise BadArguments(f"names of workers, hosts, pools and queues have 1 to {MAX_NAME} characters")
+    check_number("pid", worker["pid"])
+    if type(worker["threads"]) is not int or not 0 < worker["threads"] <= MAX_THREADS:
+        raise BadArguments(f"threads is a number from 1 to {MAX_THREADS:,}")
+    for number, run in held:
+        check_number("task", number)
+        check_number("run", run)
+    for info in worker["types"]:
+        if type(info["name"]) is not str or not 0 < len(info["name"]) <= MAX_NAME:
+            raise BadArguments(f"names of types have 1 to {MAX_NAME} characters")

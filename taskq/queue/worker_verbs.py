@@ -11,6 +11,7 @@ from taskq.queue import task_log
 from taskq.queue.changes import Changes
 from taskq.queue.core import QueueCore
 from taskq.queue.leases import Worker
+from taskq.queue.limits import check_reports, check_worker
 from taskq.queue.task import Task
 from taskq.service import (
     GIVE_BACK,
@@ -83,6 +84,7 @@ class WorkerVerbs(QueueCore):
 
     def attach(self, worker: WorkerInfo, held: Sequence[tuple[int, int]]) -> Attached:
         """A worker process joins, first or again."""
+        check_worker(worker, held)
         with self._lock:
             self._refuse_if_shut_to_new(worker)
             joined, lost, changes = self._state.attach(worker, held, self._now())
@@ -160,6 +162,7 @@ class WorkerVerbs(QueueCore):
 
     def report(self, incarnation: str, session: int, reports: Sequence[Report]) -> Sequence[int]:
         """Outcomes of runs."""
+        check_reports(reports)
         with self._lock:
             worker = self._session(incarnation, session)
             refused, changes = self._state.report(worker, reports, self._now())
