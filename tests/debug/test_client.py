@@ -268,7 +268,10 @@ def test_by_name_the_announced_signature_and_defaults_count(here: Here) -> None:
     assert (offer.queue, offer.max_retries, offer.backoff, offer.timeout) == ("away", 7, 3, 9)
 
 
-def test_unknown_types_are_refused_once_a_worker_has_joined(here: Here, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_types_are_refused_once_a_worker_has_joined(
+    here: Here, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskq.catalog.ASK_AGAIN", 0.05)
     q = here.client()
     with caplog.at_level(logging.WARNING, "taskq.client"):
         q.submit("comptue", value=1)
@@ -390,13 +393,14 @@ def test_handles_survive_a_restart_of_the_manager(here: Here) -> None:
 def test_result_waits_through_the_managers_absence_until_its_own_timeout(here: Here) -> None:
     q = here.client(connect_timeout=0.2)
     handle = q.submit(sleep, 60)
+    other = here.client(connect_timeout=0.2).handle(handle.id)
     with pytest.raises(TimeoutError):
         handle.result(0.05)
     here.end()
     with pytest.raises(TimeoutError):
-        handle.result(0.5)
+        handle.result(0.2)
     with pytest.raises(TimeoutError):
-        q.handle(handle.id + 0).result(0.5)
+        other.result(0.2)
     with pytest.raises(errors.ManagerUnavailable):
         q.submit(sleep, 1)
     here.begin()
