@@ -1,0 +1,103 @@
+"""Tasks that leave a trace of every run in files, and what the tests read from these: who ran what, when kills come.
+
+Each worker process appends to a file of its own, one whole line with one `write`, so that a kill -9 loses nothing of
+what had happened before it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+MODULE = "traced"
+LINE = 40
+"""Bytes of one line."""
+
+TASKS = '''
+import os
+import time
+from pathlib import Path
+
+from taskq import current_task, task
+
+HERE = Path(__file__).parent
+FILE = os.open(HERE / f"trace-{os.getpid()}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def trace(word):
+    """One line of fixed length: what happened, and which run of which task this is."""
+    me = current_task()
+    os.write(FILE, f"{word:6}{me.id:10}{me.run:18}{me.attempt:5}\\n".encode())
+
+
+@task(name="quick")
+def quick(number):
+    """Over at once."""
+    trace("begin")
+    trace("end")
+    return number
+
+
+@task(name="nap")
+def nap(number, seconds):
+    """Takes its time."""
+    trace("begin")
+    time.sleep(seconds)
+    trace("end")
+    return number
+
+
+@task(name="flaky", backoff=0.2)
+def flaky(number):
+    """Fails the first time."""
+    trace("begin")
+    if current_task().attempt == 1:
+        trace("fail")
+        raise OSError(number)
+    trace("end")
+    return number
+
+
+@task(name="hold")
+def hold(name):
+    """Ends when it is let go: all attempts at once, or this one."""
+    trace("begin")
+    ways = [HERE / f"{name}.go", HERE / f"{name}.{current_task().attempt}.go"]
+    while not any(map(os.path.exists, ways)):
+        time.sleep(0.005)
+    trace("end")
+    return [os.getpid(), current_task().attempt]
+'''
+
+
+class Trace(NamedTuple):
+    """One line: ``word`` (begin, end, fail) of a run in the process ``pid``."""
+
+    word: str
+    id: int
+    run: int
+    attempt: int
+    pid: int
+
+
+def write_module(folder: Path) -> None:
+    """Put the tasks where worker processes of this folder find them (``--tasks traced``)."""
+    (folder / f"{MODULE}.py").write_text(TASKS)
+
+
+def progress(folder: Path) -> int:
+    """How many lines there are; cheap."""
+    return sum(file.stat().st_size for file in folder.glob("trace-*")) // LINE
+
+
+def traces(folder: Path, *words: str) -> list[Trace]:
+    """All lines with one of these words (none given: all), in order within each process."""
+    found = []
+    for file in folder.glob("trace-*"):
+        pid = int(file.name.partition("-")[2])
+        for line in file.read_text().splitlines(keepends=True):
+            assert len(line) == LINE, f"half a line in {file}: {line!r}"
+            word, id, run, attempt = line.split()
+            if not words or word in words:
+                found.append(Trace(word, int(id), int(run), int(attempt), pid))
+    return found
