@@ -141,7 +141,8 @@ def _heading(snapshot: Snapshot, width: int, zone: tzinfo | None) -> list[str]:
     """Two lines where there is room, three at 80 columns."""
     manager = snapshot.get("manager") or {}
     store = str(manager.get("store") or layout.UNKNOWN)
-    durable = {"True": ", committed", "False": ", lost at a stop"}.get(str(manager.get("durable")), "")
+    durable = manager.get("durable")
+    kept = f"store {plain(store)}" + ("" if durable is None else ", committed" if durable else ", lost at a stop")
     title = "  ".join(
         (
             f"taskq {plain(str(manager.get('name') or 'default'))}",
@@ -151,7 +152,6 @@ def _heading(snapshot: Snapshot, width: int, zone: tzinfo | None) -> list[str]:
             f"rss {size(manager.get('rss_bytes'))}",
         )
     )
-    kept = f"store {plain(store)}{durable}"
     clock = time_of_day(snapshot.get("taken_at"), zone)
     speed, waiting, running = _totals(snapshot)
     if width >= WIDE and len(title) + len(kept) + len(clock) + 5 <= width:
