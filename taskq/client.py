@@ -2,7 +2,8 @@
 
 One `Client` holds a connection for its calls and, once somebody waits for a result, a second one for the results feed.
 It may be used from several threads. A connection that is lost is opened anew; a submit that may have been lost with it
-is repeated under its old number, so that nothing is submitted twice.
+is repeated under its old number, so that nothing is submitted twice. A forked child gets a number and connections of
+its own: under its parent's the manager would take the submits of one for repetitions of the other's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import Any, ParamSpec, TypeVar, overload
+from weakref import WeakSet
 
 from taskq.catalog import Catalog, Offer
 from taskq.config import Join, find_join, state_dir
@@ -35,6 +37,7 @@ ITEM_BYTES = 64
 
 _log = logging.getLogger("taskq.client")
 _PLAIN = Options()
+_clients: WeakSet[Client] = WeakSet()
 
 
 class Client:
@@ -89,14 +92,17 @@ class Client:
     ) -> None:
         self.id = int.from_bytes(os.urandom(8), "big") >> 1
         """Random, 63 bits: whose submit calls these are."""
+        self._given = (connect, patience, allow_unknown, warn)
         self._connect = connect
         self._patience = patience
+        self._closed = False
         self._seq = 0
         self._submitting = threading.Lock()
         self._link = Link(connect, self._met_anew, self.id)
         self.catalog = Catalog(self._ask_types, warn, allow_unknown)
         self._feed = Feed(self.id, self._open_link())
         self._results = Results(self._feed, self._link, self._open_link, patience)
+        _clients.add(self)
 
     def __enter__(self) -> Client:
         return self
@@ -108,6 +114,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections. Tasks go on; waiting for a result of this client raises from now on."""
+        self._closed = True
         self._link.close()
         self._results.close()
         self._feed.close()
@@ -232,7 +239,7 @@ class Client:
 
         Raises `TimeoutError` when not all have finished ``timeout`` seconds after the first one was asked for.
         """
-        return cast("Iterator[TaskHandle[R]]", self._results.as_completed(handles, timeout))
+        return self._results.as_completed(handles, timeout)
 
     def hello(self) -> Hello:
         """What the manager says of itself; asked once a connection."""
@@ -242,6 +249,12 @@ class Client:
         return self._link.hello
 
     # -- inside
+
+    def after_fork(self) -> None:
+        """Begin anew, in a forked child; locks and connections are the parent's."""
+        if not self._closed:
+            self._results.disown()
+            self._setup(*self._given)
 
     def _open_link(self) -> Link:
         return Link(self._connect, self._met, self.id)
@@ -255,6 +268,15 @@ class Client:
 
     def _ask_types(self) -> Any:
         return self._link.call(lambda queue: queue.types(), self._patience)
+
+
+def _after_fork() -> None:
+    for client in list(_clients):
+        client.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def make_item(offer: Offer, options: Options, payload: bytes, correlation_id: str) -> NewTask:

@@ -95,7 +95,7 @@ class Link:
 
     def _connected(self) -> Remote:
         if self._closed.is_set():
-            raise ManagerUnavailable("this client is closed")
+            raise closed()
         if self._remote is None:
             remote = self._connect()
             try:
@@ -108,7 +108,7 @@ class Link:
             self._was_connected = True
             if self._closed.is_set():  # `close` may have come too early to see the new connection
                 self._drop()
-                raise ManagerUnavailable("this client is closed")
+                raise closed()
         return self._remote
 
     def _drop(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import math
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from taskq.errors import BadArguments, ConfigError
+from taskq.queue.limits import MAX_DELAY, MAX_KEY, MAX_NAME, MAX_PRIORITY, MAX_RETRIES
 from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
 from taskq.service import TypeInfo
 from taskq.signature import Signature
@@ -52,33 +52,40 @@ class Options:
     def __post_init__(self) -> None:
         if problem := _problem(self.queue, self.max_retries, self.backoff, self.timeout):
             raise BadArguments(problem)
-        if type(self.priority) is not int or not -(2**31) <= self.priority < 2**31:
-            raise BadArguments(f"priority must be an integer of 32 bits, not {self.priority!r}")
-        if not _is_number(self.delay) or self.delay < 0:
-            raise BadArguments(f"delay must be a number of seconds from 0 on, not {self.delay!r}")
-        if self.key is not None and (not isinstance(self.key, str) or not 0 < len(self.key) <= 200):
-            raise BadArguments(f"key must be a text of 1 to 200 characters, not {self.key!r}")
+        if type(self.priority) is not int or abs(self.priority) > MAX_PRIORITY:
+            raise BadArguments(
+                f"priority must be an integer from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}, not {self.priority!r}"
+            )
+        if not _is_seconds(self.delay):
+            raise BadArguments(f"delay must be a number of seconds, at most ten years, not {self.delay!r}")
+        if self.key is not None and (not isinstance(self.key, str) or not 0 < len(self.key) <= MAX_KEY):
+            raise BadArguments(f"key must be a text of 1 to {MAX_KEY} characters, not {self.key!r}")
 
 
 def _problem(queue: str | None, max_retries: int | None, backoff: float | None, timeout: float | None) -> str:
     """What is wrong with these values, empty if nothing is; None is always right."""
     if queue is not None and not _is_name(queue):
-        return f"a queue's name is a text without spaces of 1 to 200 characters, not {queue!r}"
-    if max_retries is not None and (type(max_retries) is not int or not 0 <= max_retries < 2**31):
-        return f"max_retries must be an integer from 0 on, not {max_retries!r}"
-    if backoff is not None and (not _is_number(backoff) or backoff < 0):
-        return f"backoff must be a number of seconds from 0 on, not {backoff!r}"
-    if timeout is not None and (not _is_number(timeout) or timeout <= 0):
-        return f"timeout must be a number of seconds over 0, not {timeout!r}"
+        return f"a queue's name is a text without spaces of 1 to {MAX_NAME} characters, not {queue!r}"
+    if max_retries is not None and (type(max_retries) is not int or not 0 <= max_retries <= MAX_RETRIES):
+        return f"max_retries must be an integer from 0 to {MAX_RETRIES:,}, not {max_retries!r}"
+    if backoff is not None and not _is_seconds(backoff):
+        return f"backoff must be a number of seconds, at most ten years, not {backoff!r}"
+    if timeout is not None and not (_is_seconds(timeout) and timeout > 0):
+        return f"timeout must be a number of seconds over 0, at most ten years, not {timeout!r}"
     return ""
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() and not any(map(str.isspace, value))
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_NAME
+        and value.isprintable()
+        and not any(map(str.isspace, value))
+    )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_DELAY
 
 
 class Prepared(Generic[P, R]):
@@ -114,7 +121,7 @@ class TaskType(Generic[P, R]):
         if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
             raise ConfigError(f"{name} must be a plain function: neither async nor a generator")
         if not _is_name(name):
-            raise ConfigError(f"a task's name is a text without spaces of 1 to 200 characters, not {name!r}")
+            raise ConfigError(f"a task's name is a text without spaces of 1 to {MAX_NAME} characters, not {name!r}")
         if problem := _problem(queue, max_retries, backoff, timeout):
             raise ConfigError(f"{name}: {problem}")
         if not isinstance(retry_on, tuple) or not all(

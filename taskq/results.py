@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar, cast
 
 from taskq.clock import SystemClock
-from taskq.errors import ResultExpired, TaskCancelled, TaskFailed, TaskNotFound
+from taskq.errors import ResultExpired, TaskCancelled, TaskFailed, TaskNotFound, TaskqError
 from taskq.feed import SETTLED, Feed, Slot
 from taskq.link import PASSING, Link, closed
 from taskq.service import MAX_BATCH, MAX_WAIT, Outcome
@@ -41,6 +41,10 @@ class TaskHandle(Slot, Generic[R]):
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self.id}{' ' + self.outcome.state if self.outcome else ''}>"
+
+    def is_of(self, results: Results) -> bool:
+        """Whether the feed behind these results tells of the task."""
+        return self.own and self._results is results
 
     def state(self) -> str:
         """The task's state now: ``pending``, ``scheduled``, ``running``, ``completed``, ``failed``, ``cancelled``.
@@ -129,12 +133,14 @@ class Results:
         self._idle: list[Link] = []
         self._used: set[Link] = set()
         self._closed = False
+        self._disowned = False
 
     # -- one task
 
     def state(self, slot: Slot) -> str:
         """The label of the task's state now. Raises `TaskNotFound`."""
         if slot.outcome is None:
+            self._refuse_if_disowned()
             (outcome,) = self.ask([slot])
             if outcome.state not in SETTLED:
                 return outcome.state
@@ -143,6 +149,7 @@ class Results:
 
     def cancel(self, slot: Slot) -> bool:
         """Cancel the task; True when it will not run. Raises `TaskNotFound`."""
+        self._refuse_if_disowned()
         (state,) = self._link.call(lambda queue: queue.cancel([slot.id]), self._patience)
         self._check(slot)
         if state == "unknown":
@@ -152,6 +159,7 @@ class Results:
     def outcome(self, slot: Slot, timeout: float | None) -> Outcome:
         """The outcome of a completed or failed task; waits for it. Raises what `TaskHandle.result` says."""
         if slot.outcome is None:
+            self._refuse_if_disowned()
             settled = self._feed.wait(slot, timeout) if slot.own else self.wait_any([slot], timeout)
             if not settled:
                 raise TimeoutError(f"task {slot.id} has not finished within {timeout:g} s")
@@ -164,6 +172,7 @@ class Results:
         """The encoded result of a completed task, fetched if it was too large for the news. Raises `ResultExpired`."""
         outcome = _found(slot)
         if outcome.result is None:
+            self._refuse_if_disowned()
             with suppress(TaskNotFound):  # it was purged since: the same as a result that is gone
                 outcome = self._link.call(lambda queue: queue.result(slot.id), self._patience)
             self._check(slot)
@@ -208,22 +217,22 @@ class Results:
                 if settled or self._clock.monotonic() >= end:
                     return settled
 
-    def as_completed(self, slots: Iterable[Slot], timeout: float | None) -> Iterator[Slot]:
-        """Yield slots as they settle. Raises `TimeoutError` when ``timeout`` seconds have passed in all."""
+    def as_completed(self, handles: Iterable[TaskHandle[R]], timeout: float | None) -> Iterator[TaskHandle[R]]:
+        """Yield handles as they settle. Raises `TimeoutError` when ``timeout`` seconds have passed in all."""
         end = FOREVER if timeout is None else self._clock.monotonic() + timeout
-        wanted = list(dict.fromkeys(slots))
-        waiting = [slot for slot in wanted if slot.outcome is None]
-        yield from [slot for slot in wanted if slot.outcome is not None]
-        watch = self._feed.watch(waiting) if waiting and all(slot.own for slot in waiting) else None
+        wanted = {handle: None for handle in handles}
+        waiting: dict[Slot, TaskHandle[R]] = {handle: handle for handle in wanted if handle.outcome is None}
+        yield from [handle for handle in wanted if handle.outcome is not None]
+        by_feed = bool(waiting) and all(handle.is_of(self) for handle in waiting.values())
+        watch = self._feed.watch(list(waiting)) if by_feed else None
         try:
-            open_slots = set(waiting)
-            while open_slots:
+            while waiting:
                 left = None if timeout is None else max(0.0, end - self._clock.monotonic())
-                ready = self._feed.next(watch, left) if watch else self.wait_any(list(open_slots), left)
+                ready: Sequence[Slot] = self._feed.next(watch, left) if watch else self.wait_any(list(waiting), left)
                 if not ready:
-                    raise TimeoutError(f"{len(open_slots)} of {len(wanted)} tasks have not finished in {timeout:g} s")
-                open_slots.difference_update(ready)
-                yield from ready
+                    raise TimeoutError(f"{len(waiting)} of {len(wanted)} tasks have not finished in {timeout:g} s")
+                for slot in ready:
+                    yield waiting.pop(slot)
         finally:
             if watch is not None:
                 self._feed.unwatch(watch)
@@ -236,6 +245,16 @@ class Results:
             self._idle.clear()
         for link in links:
             link.close()
+
+    def disown(self) -> None:
+        """This process was forked from the one that made the handles: their news go there."""
+        self._disowned = True
+
+    def _refuse_if_disowned(self) -> None:
+        if self._disowned:
+            raise TaskqError(
+                "this handle was made before this process was forked", hint="Client.handle(id) makes one of its own"
+            )
 
     @contextmanager
     def _borrowed(self) -> Iterator[Link]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -544,7 +547,7 @@ def test_close_ends_whoever_waits(here: Here) -> None:
     for thread in threads:
         thread.join()
     assert caught == ["this client is closed"] * 2
-    with pytest.raises(errors.ManagerUnavailable, match="closed"):
+    with pytest.raises(errors.TaskqError, match="this client is closed"):
         q.submit(sleep, 1)
 
 
@@ -580,3 +583,54 @@ def test_the_environment_says_where_the_manager_is(here: Here, tmp_path: Any, mo
     monkeypatch.setenv("TASKQ_PORT", "one")
     with pytest.raises(errors.ConfigError, match="TASKQ_PORT"):
         Client()
+
+
+FORKS = """
+import os, sys
+from taskq import Client, TaskqError, named
+
+with Client() as q:
+    before = q.submit(named("sleep", delay=3600), duration=0)
+    try:
+        before.result(0.05)  # so that the results thread runs, and holds its locks
+    except TimeoutError:
+        pass
+    child = os.fork()
+    ids = [q.submit("sleep", duration=0).id for _ in range(5)]
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+    else:
+        assert len(list(q.as_completed(map(q.handle, ids), 20))) == 5
+        try:
+            before.result(5)
+        except TaskqError as error:
+            assert "forked" in error.message
+        else:
+            os._exit(1)
+        assert q.handle(before.id).state() in ("scheduled", "cancelled")
+    q.cancel(before.id)
+    os.write(1, " ".join(map(str, ["", before.id, *ids])).encode())
+    if not child:
+        os._exit(0)
+"""
+
+
+def test_a_forked_child_is_a_client_of_its_own(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "join.json"
+    file.touch(mode=0o600)
+    file.write_text(here.join.to_json())
+    here.worker()
+    monkeypatch.setenv("TASKQ_JOIN", str(file))
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    ids = [int(word) for word in done.stdout.split()]
+    assert len(ids) == 12
+    assert len(set(ids)) == 11
+    assert here.service().snapshot()["totals"]["submitted"] == 11
+
+
+def test_handles_of_another_client_are_waited_for_by_id(here: Here) -> None:
+    mine, yours = here.client(), here.client()
+    handles = [mine.submit(sleep, 0.0), yours.submit(sleep, 0.0)]
+    here.worker()
+    assert set(mine.as_completed(handles, 10)) == set(handles)
