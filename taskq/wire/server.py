@@ -247,7 +247,8 @@ class QueueManager(BaseManager):
 
     def get_server(self) -> Server:
         """The server, bound to its port. Raises `ConfigError`: the port is taken, the key too short."""
-        return self._Server(self._registry, self._address, self._authkey, SERIALIZER)  # type: ignore[attr-defined]
+        base: Any = self  # the type stubs leave out what the base class keeps
+        return self._Server(base._registry, base._address, base._authkey, SERIALIZER)
 
     def start(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not offered: it would pickle the queue into another process."""

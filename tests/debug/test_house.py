@@ -27,7 +27,7 @@ LAYERS = (
     ("registry", "queue.*", "addresses"),
     ("queue.job_queue", "stores.*", "wire.*"),
     ("link", "feed", "results", "catalog", "client", "workers.*", "builtin_tasks"),
-    ("views", "records", "submit", "monitor", "local_pool", "manager"),
+    ("views", "records", "entries", "submit", "monitor", "local_pool", "manager"),
     ("cli.*",),
     ("__main__",),
 )
