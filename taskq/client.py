@@ -43,7 +43,7 @@ _clients: WeakSet[Client] = WeakSet()
 class Client:
     """A connection to a manager, found as the commands find it.
 
-    ``join``: a join file (a path, or what is in it); ``host``, ``port``: instead of the addresses in there;
+    ``join``: a join file (a path), or what was read from one; ``host``, ``port``: instead of the addresses in there;
     ``state_dir``, ``name``: the folder or the name of a local instance. ``connect_timeout``: seconds to go on trying
     after a connection was lost. ``allow_unknown``: submit types too that no worker offers.
 
@@ -61,10 +61,16 @@ class Client:
         connect_timeout: float = 5.0,
         allow_unknown: bool = False,
     ) -> None:
-        found = join if isinstance(join, Join) else _find(join, host, port, state_dir, name)
-        self._setup(
-            lambda: RemoteQueue(found, connect_timeout=connect_timeout, reconnect=False), connect_timeout, allow_unknown
-        )
+
+        def find() -> Join:
+            return join if isinstance(join, Join) else _find(join, host, port, state_dir, name)
+
+        find()  # so that files that are no good are heard of at once
+
+        def connect() -> Remote:  # looks again each time: a manager that was restarted may have another port
+            return RemoteQueue(find(), connect_timeout=connect_timeout, reconnect=False)
+
+        self._setup(connect, connect_timeout, allow_unknown)
 
     @classmethod
     def over(
@@ -90,6 +96,7 @@ class Client:
         allow_unknown: bool,
         warn: Callable[[str], None] = _log.warning,
     ) -> None:
+        """Everything that a forked child needs anew."""
         self.id = int.from_bytes(os.urandom(8), "big") >> 1
         """Random, 63 bits: whose submit calls these are."""
         self._given = (connect, patience, allow_unknown, warn)

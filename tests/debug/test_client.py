@@ -410,6 +410,23 @@ def test_result_waits_through_the_managers_absence_until_its_own_timeout(here: H
     assert handle.state() == "pending"
 
 
+def test_a_manager_that_comes_back_on_another_port_is_found_by_its_join_file(here: Here, tmp_path: Path) -> None:
+    file = tmp_path / "join.json"
+    file.touch(mode=0o600)
+    file.write_text(here.join.to_json())
+    with Client(file) as q:
+        handle = q.submit(sleep, 0)
+        with pytest.raises(TimeoutError):
+            handle.result(0.05)
+        before, here.port = here.port, 0
+        here.end()
+        here.begin()
+        assert here.port != before
+        file.write_text(here.join.to_json())
+        here.worker()
+        assert handle.result(20) == 0
+
+
 def test_another_store_makes_handles_raise_store_changed(here: Here) -> None:
     q = here.client()
     handle = q.submit(sleep, 60)
