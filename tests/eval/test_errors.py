@@ -261,7 +261,7 @@ def test_the_queue_is_full(cluster: Cluster) -> None:
     cluster.run("submit", "--random", "--count", 5)
     done = cluster.run("submit", "--payload", PAYLOAD)
     assert done.returncode == 5 and done.stdout == ""
-    _, first, second = done.stderr.splitlines()  # the first line warns that no worker has joined yet
+    first, second = done.stderr.splitlines()
     assert re.fullmatch(r'error: queue "default" is full \(5 pending, oldest 0m\d\ds\); not accepted', first)
     assert second.startswith("hint: ") and "--max-pending" in second and "later" in second
 
