@@ -30,7 +30,8 @@ def test_handles_outlive_a_killed_manager(cluster: Cluster) -> None:
 
 
 def test_submits_through_two_kills_of_the_manager_are_neither_lost_nor_doubled(cluster: Cluster) -> None:
-    manager = cluster.manager(workers=1)
+    manager = cluster.manager(workers=0)
+    cluster.pool(workers=1)
     ids: list[int] = []
     enough = threading.Event()
 
@@ -48,7 +49,7 @@ def test_submits_through_two_kills_of_the_manager_are_neither_lost_nor_doubled(c
             wait_until(lambda before=before: len(ids) > before + 200)
             manager.kill()
             time.sleep(0.2)  # so that the clients are really without a manager for a while
-            manager = cluster.manager(workers=1)
+            manager = cluster.manager(workers=0)
     finally:
         enough.set()
         for thread in threads:
