@@ -60,7 +60,7 @@ class Event(NamedTuple):
 
 
 class _StopAsked(Exception):
-    """A signal came while the manager was still starting."""
+    """A signal came while the manager was still loading its store; ``args[0]`` is its number."""
 
 
 class Manager:
@@ -132,7 +132,7 @@ class Manager:
 
     def _say_progress(self, done: int, total: int) -> None:
         if self._signals:
-            raise _StopAsked
+            raise _StopAsked(self._events.get().value)
         now = self._clock.monotonic()
         if now - self._said_at >= 1.0:
             if self._said_at:
@@ -203,8 +203,8 @@ class Manager:
             try:
                 self.start()
                 code = self._wait()
-            except _StopAsked:
-                code = 0
+            except _StopAsked as stop:
+                code = 128 + int(stop.args[0])
             except BaseException:
                 self._failed = True
                 self._stop(1, drain=False)

@@ -15,6 +15,12 @@ import psutil
 import pytest
 from cluster import Cluster, wait_until
 
+from taskq.clock import SystemClock
+from taskq.config import QueueSettings
+from taskq.queue.job_queue import JobQueue
+from taskq.queue.task import NewTask
+from taskq.stores.sqlite import SqliteStore
+
 
 def sleep_task(cluster: Cluster, seconds: float, count: int = 1) -> list[int]:
     """Submit tasks that sleep."""
@@ -118,6 +124,30 @@ def test_a_memory_store_says_so(cluster: Cluster) -> None:
     manager = cluster.manager("--store", "memory:", workers=0)
     assert "(store memory:, no local workers)" in manager.output
     assert cluster.snapshot()["manager"]["durable"] is False
+
+
+def fill(cluster: Cluster, count: int) -> None:
+    """Put many pending tasks into the store."""
+    cluster.state.mkdir(mode=0o700)
+    queue = JobQueue(SqliteStore(cluster.state / "store.sqlite"), SystemClock(), QueueSettings())
+    queue.open()
+    for seq in range(count // 1_000):
+        queue.submit(1, seq + 1, [NewTask("noop", b"payload")] * 1_000)
+    queue.close()
+
+
+def test_a_signal_while_it_loads_its_store_is_answered_at_once(cluster: Cluster) -> None:
+    fill(cluster, 150_000)
+    manager = cluster.start("manager", "--port", 0, "--workers", 1)
+    cluster.until_output(manager, "starting")
+    manager.send(signal.SIGINT)
+    began = time.monotonic()
+    assert manager.popen.wait(10) == 130
+    assert time.monotonic() - began < 1.0
+    assert " ready on " not in manager.output
+
+    cluster.manager(workers=0)
+    assert cluster.snapshot()["queues"][0]["pending"] == 150_000
 
 
 # -- two of them
