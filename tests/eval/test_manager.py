@@ -275,6 +275,25 @@ def test_what_was_accepted_is_there_after_a_crash(cluster: Cluster) -> None:
     wait_until(lambda: {one.state for one in client.wait(ids, 0)} == {"completed"}, 30.0, "all tasks")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the files of a running process")
+def test_a_failed_write_ends_the_manager_and_the_next_one_believes_the_disk(cluster: Cluster) -> None:
+    manager = cluster.manager(workers=1)
+    ids = sleep_task(cluster, 0.0, count=3)
+    wait_until(lambda: cluster.snapshot()["totals"]["completed"] == 3)
+    psutil.Process(manager.pid).rlimit(psutil.RLIMIT_FSIZE, (4096, 4096))
+    manager.asked = True
+    done = cluster.run("submit", "compute", "operation=double", "value=21")
+    assert done.returncode == 3, done.stderr  # it was repeated until there was nobody to ask
+    assert done.stdout == "" and done.stderr.startswith("error: no manager at")
+    assert manager.popen.wait(10) == 1
+    assert "a write did not reach the disk" in manager.output
+
+    cluster.manager(workers=1)
+    assert [record(cluster, id)["state"] for id in ids] == ["completed"] * 3
+    assert works(cluster)
+    wait_until(lambda: len(cluster.worker_processes()) == 1, 20.0, "the pool of the failed manager to leave")
+
+
 def test_a_pool_that_dies_is_started_again(cluster: Cluster) -> None:
     manager = cluster.manager(workers=2)
     [pool] = psutil.Process(manager.pid).children()
