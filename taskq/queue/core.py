@@ -28,7 +28,7 @@ from taskq.queue.commit import GroupCommit
 from taskq.queue.feeds import Feeds
 from taskq.queue.housekeeper import LINGER, ROUND, Housekeeper
 from taskq.queue.idempotency import Recent
-from taskq.queue.leases import Moment
+from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
 from taskq.queue.task import State, Task, TaskRow
 from taskq.queue.waiting import WaitingRoom
@@ -60,7 +60,7 @@ class QueueCore:
         self._clock = clock
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._waiting = WaitingRoom(self._lock)
+        self._waiting = WaitingRoom(self._lock, self._may_reserve)
         self._recent = Recent()
         self._types: dict[str, TypeInfo] = {}
         self._shut = False
@@ -178,6 +178,9 @@ class QueueCore:
             self._commit.settle(mark)
         if changes.ready:
             self._waiting.wake(changes.ready)
+
+    def _may_reserve(self, worker: Worker) -> bool:
+        return worker.may_reserve(self._clock.monotonic(), self._state.leases.heartbeat)
 
     def _settled(self, final: list[Task]) -> None:
         for task in final:

@@ -1,13 +1,15 @@
 """Workers that wait for tasks: who is woken when some become pending.
 
 Each waiting `reserve` has a condition of its own, and new tasks wake no more of them than there are tasks: a crowd that
-wakes for one task costs more than the task. All methods are called with the queue's lock held.
+wakes for one task costs more than the task. A call must not come to nothing while others wait: workers that may not
+take tasks now (silent, suspended, leaving) are not called, and who finds that it cannot after all hands its call on.
+All methods are called with the queue's lock held.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from taskq.queue.leases import Worker
 
@@ -32,14 +34,18 @@ class Seat:
 
 
 class WaitingRoom:
-    """All waiting `reserve` calls, by the queues that they serve, in the order in which they came."""
+    """All waiting `reserve` calls, by the queues that they serve, in the order in which they came.
 
-    def __init__(self, lock: threading.Lock) -> None:
+    ``may_reserve`` tells whether a worker may take tasks now.
+    """
+
+    def __init__(self, lock: threading.Lock, may_reserve: Callable[[Worker], bool]) -> None:
         self._lock = lock
+        self._may_reserve = may_reserve
         self._seats: dict[str | None, dict[Seat, None]] = {}
 
-    def wait(self, worker: Worker, timeout: float) -> None:
-        """Wait until this worker is called, at most ``timeout`` seconds."""
+    def wait(self, worker: Worker, timeout: float) -> bool:
+        """Wait until this worker is called, at most ``timeout`` seconds; gives whether it was."""
         seat = Seat(self._lock, worker)
         places = worker.queues or (_ALL,)
         for place in places:
@@ -51,6 +57,15 @@ class WaitingRoom:
                 del self._seats[place][seat]
                 if not self._seats[place]:
                     del self._seats[place]
+        return seat.called
+
+    def hand_on(self, worker: Worker) -> None:
+        """This worker was called and takes nothing: call another one that could."""
+        for place in list(self._seats) if not worker.queues else (_ALL, *worker.queues):
+            for seat in self._seats.get(place, ()):
+                if not seat.called and seat.worker.types & worker.types and self._may_reserve(seat.worker):
+                    seat.call()
+                    return
 
     def rivals(self, worker: Worker) -> int:
         """How many others wait for the same queues; it may count one twice that serves several of them."""
@@ -66,7 +81,7 @@ class WaitingRoom:
                 for seat in self._seats.get(place, ()):
                     if left <= 0:
                         break
-                    if not seat.called and kind in seat.worker.types:
+                    if not seat.called and kind in seat.worker.types and self._may_reserve(seat.worker):
                         seat.call()
                         left -= 1
 

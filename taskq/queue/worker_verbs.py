@@ -53,8 +53,7 @@ class WorkerVerbs(QueueCore):
 
     def _was_silent(self, incarnation: str) -> bool:
         worker = self._state.leases.workers.get(incarnation)
-        heartbeat = self._state.leases.heartbeat
-        return worker is not None and not worker.may_reserve(self._clock.monotonic(), heartbeat)
+        return worker is not None and not self._may_reserve(worker)
 
     def child_died(
         self, pool: str, incarnation: str, how: str, started: Sequence[tuple[int, int]], counts: bool
@@ -122,20 +121,25 @@ class WorkerVerbs(QueueCore):
     ) -> Reserved:
         """The next tasks for a worker; waits for the first one."""
         deadline = self._clock.monotonic() + min(timeout, MAX_WAIT)
+        called: Worker | None = None
         with self._lock:
             while True:
                 self._refuse_if_shut()
                 worker = self._state.leases.session(incarnation, session)
                 if worker is None or worker.draining:
+                    if called is not None:
+                        self._waiting.hand_on(called)
                     return Reserved((), True)
                 rivals = self._waiting.rivals(worker)
                 tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, self._now())
                 if tasks:
                     break
+                if called is not None and not self._may_reserve(called):
+                    self._waiting.hand_on(called)
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
                     return Reserved((), False)
-                self._waiting.wait(worker, left)
+                called = worker if self._waiting.wait(worker, left) else None
             self._record(changes)
             handouts = [_handout(task) for task in tasks]
             self._commit.settle_submits(max(task.id for task in tasks))

@@ -133,7 +133,7 @@ class Keeper:
                 self._stopped.wait(LOOK)
             else:
                 if not self._stopped.is_set():
-                    self._changed.wait(LOOK)
+                    self._changed.wait(max(0.0, min(LOOK, self._next_beat - self._clock.monotonic())))
 
     def _speak(self) -> None:
         """Say what is to be said now."""

@@ -433,6 +433,37 @@ def test_a_report_that_the_manager_cannot_read_harms_only_itself(bench: Bench) -
     assert outcome.error[1] == "Malformed"
 
 
+def test_a_task_is_not_offered_to_a_silent_worker_while_another_one_waits(bench: Bench) -> None:
+    """The silent one has waited for longer; were it called for the task, the other one would sleep on."""
+    bench.worker(threads=1)
+    queue = bench.here.queue
+    wait_until(lambda: queue._waiting._seats)
+    (silent,) = queue._state.leases.workers.values()
+    silent.beat_at -= 1000.0
+    bench.worker(threads=1)
+    wait_until(lambda: sum(map(len, queue._waiting._seats.values())) == 2)
+    begin = time.monotonic()
+    bench.until(bench.submit("quick", 1), "completed")
+    assert time.monotonic() - begin < 5.0
+
+
+def test_a_worker_that_cannot_take_what_it_was_called_for_hands_the_call_on(bench: Bench) -> None:
+    bench.worker(threads=1)
+    queue = bench.here.queue
+    wait_until(lambda: queue._waiting._seats)
+    (silent,) = queue._state.leases.workers.values()
+    bench.worker(threads=1)
+    wait_until(lambda: sum(map(len, queue._waiting._seats.values())) == 2)
+    with queue._lock:
+        (first, _) = queue._waiting._seats[None]
+        assert first.worker is silent
+    queue._waiting._may_reserve = lambda worker: True  # it was called just before it fell silent
+    silent.beat_at -= 1000.0
+    begin = time.monotonic()
+    bench.until(bench.submit("quick", 1), "completed")
+    assert time.monotonic() - begin < 5.0
+
+
 # -- how much to take
 
 

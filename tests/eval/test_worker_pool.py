@@ -75,6 +75,13 @@ def forks(how):
         os.kill(pid, signal.SIGTERM)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+@task(name="hold_gil")
+def hold_gil(name, seconds):
+    """No Python code runs in the whole process meanwhile."""
+    mark(name, "begin")
+    ctypes.PyDLL(None).sleep(seconds)
+    return name
+
 @task(name="talk")
 def talk(name):
     print("printed by a task", flush=True)
@@ -203,6 +210,32 @@ def test_what_a_task_prints_goes_to_stderr_and_its_programs_do_not_read_from_the
     pool = pools.pool()
     assert pools.client().submit("talk", "t").result(timeout=20) == "heard ''"
     assert "printed by a task" in pool.output
+
+
+def test_a_task_that_holds_the_interpreter_keeps_its_lease(pools: Pools) -> None:
+    pools.begin("--lease", "1s")
+    pools.pool(workers=2)
+    id = pools.submit("hold_gil", "g", 4)
+    (record,) = pools.until("completed", id)
+    assert (record["deaths"], pools.marks("g")) == (0, ["begin"])
+
+
+def test_the_manager_knows_what_each_thread_does(pools: Pools) -> None:
+    pools.begin("--lease", "1s")
+    pool = pools.pool(workers=1, threads=2)
+    ids = {pools.submit("hold", name) for name in ("a", "b")}
+
+    def running() -> list[dict[str, Any]]:
+        (worker,) = pools.cluster.snapshot()["workers"]
+        return list(worker["running"])
+
+    wait_until(lambda: {one["id"] for one in running()} == ids and all(one["for_s"] > 0 for one in running()), 10)
+    assert {one["type"] for one in running()} == {"hold"}
+    (worker,) = pools.cluster.snapshot()["workers"]
+    assert worker["pid"] == pools.children(pool)[0].pid
+    assert worker["rss_bytes"] > 2**20
+    pools.let_go("a", "b")
+    pools.until("completed", *ids)
 
 
 def test_processes_that_a_task_forks_are_ordinary_ones(pools: Pools) -> None:
