@@ -12,17 +12,17 @@ commit that holds it. A hand-out is not waited for: it is written with the next 
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from taskq.clock import Clock
 from taskq.config import QueueSettings
 from taskq.errors import ShuttingDown
 from taskq.logs import event
 from taskq.queue import task_log
+from taskq.queue.announced import Announced
 from taskq.queue.changes import Changes
 from taskq.queue.commit import GroupCommit
 from taskq.queue.feeds import Feeds
@@ -32,7 +32,6 @@ from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
 from taskq.queue.task import State, Task, TaskRow
 from taskq.queue.waiting import WaitingRoom
-from taskq.service import TypeInfo
 from taskq.stores.base import Store
 
 log = logging.getLogger("taskq.queue")
@@ -62,7 +61,6 @@ class QueueCore:
         self._lock = threading.Lock()
         self._waiting = WaitingRoom(self._lock, self._may_reserve)
         self._recent = Recent()
-        self._types: dict[str, TypeInfo] = {}
         self._shut = False
         self._has_space = True
         self._lingering = 0
@@ -88,9 +86,7 @@ class QueueCore:
             settled=self._settled,
             failed=self._on_failure,
         )
-        for row in opened.types:
-            info = cast(TypeInfo, json.loads(row.info))
-            self._types[row.name] = info
+        self._announced = Announced(opened.types)
         for worker in opened.workers:
             self._state.leases.expect(*worker, now=now.mono)
         self._state.load(_with_progress(self._store.live(), opened.live, progress), now)

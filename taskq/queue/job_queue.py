@@ -6,13 +6,13 @@ How a verb works is told in `taskq.queue.core`; what it decides, in `taskq.queue
 from __future__ import annotations
 
 import os
-from typing import Any, cast
+from typing import Any
 
 from taskq.config import VERSION
 from taskq.queue.client_verbs import ClientVerbs
 from taskq.queue.snapshot import iso, snapshot
 from taskq.queue.worker_verbs import WorkerVerbs
-from taskq.service import Hello, TypeInfo, Types
+from taskq.service import Hello, Types
 
 
 class JobQueue(ClientVerbs, WorkerVerbs):
@@ -37,10 +37,9 @@ class JobQueue(ClientVerbs, WorkerVerbs):
         }
 
     def types(self) -> Types:
-        """The types ever announced, and how many workers offer each now."""
+        """The types that were announced, and how many workers offer each now."""
         with self._lock:
-            offers = self._state.leases.offers
-            known = [cast(TypeInfo, {**info, "workers": offers.get(name, 0)}) for name, info in self._types.items()]
+            known = self._announced.types(self._state.leases.workers.values())
         return {"types": known, "ever_joined": bool(known)}
 
     def snapshot(self) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class Worker:
 
     ``expires``: when its leases end. ``attached``: False for one that an earlier run of the manager knew and that has
     not come back yet. ``stopped``: suspended, as its pool sees it. ``report``: what its pool said of it in the last
-    heartbeat. ``progress``: (fraction, note) by task, as the task itself said.
+    heartbeat. ``announced``: (name, description) of its types. ``progress``: (fraction, note) by task, as the task
+    itself said.
     """
 
     incarnation: str
@@ -64,6 +65,7 @@ class Worker:
     threads: int = 0
     queues: frozenset[str] = frozenset()
     types: frozenset[str] = frozenset()
+    announced: Sequence[tuple[str, str]] = ()
     running: dict[int, Task] = field(default_factory=dict)
     completed: int = 0
     failed: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import cast
 
@@ -24,10 +23,9 @@ from taskq.service import (
     PoolInfo,
     Report,
     Reserved,
-    TypeInfo,
     WorkerInfo,
 )
-from taskq.stores.base import TypeRow, WorkerRow
+from taskq.stores.base import WorkerRow
 
 
 class WorkerVerbs(QueueCore):
@@ -88,7 +86,8 @@ class WorkerVerbs(QueueCore):
             self._refuse_if_shut_to_new(worker)
             joined, lost, changes = self._state.attach(worker, held, self._now())
             row = WorkerRow(joined.incarnation, joined.pool, joined.name, joined.host, joined.pid)
-            self._commit.add_worker(row, self._announce(worker["types"]))
+            joined.announced = self._announced.add(worker["types"])
+            self._commit.add_worker(row, joined.announced)
             self._waiting.recall(joined.incarnation)
             mark = self._commit.add(changes.written)
             self._commit.settle(mark)
@@ -104,17 +103,6 @@ class WorkerVerbs(QueueCore):
     def _refuse_if_shut_to_new(self, worker: WorkerInfo) -> None:
         if worker["incarnation"] not in self._state.leases.workers:
             self._refuse_if_shut()
-
-    def _announce(self, types: Sequence[TypeInfo]) -> list[TypeRow]:
-        """Remember what a worker offers; gives the rows that are new."""
-        rows = []
-        for info in types:
-            text = json.dumps({**info, "workers": 0}, sort_keys=True)
-            known = cast(TypeInfo, json.loads(text))
-            if self._types.get(info["name"]) != known:
-                self._types[info["name"]] = known
-                rows.append(TypeRow(info["name"], text))
-        return rows
 
     def reserve(
         self, incarnation: str, session: int, slots: int, extra: int, fast: Sequence[str], timeout: float

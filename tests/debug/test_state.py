@@ -8,6 +8,7 @@ import pytest
 
 from taskq.config import QueueSettings
 from taskq.errors import KeyConflict, QueueFull
+from taskq.queue.announced import Announced
 from taskq.queue.changes import Changes
 from taskq.queue.check import check
 from taskq.queue.idempotency import content_digest
@@ -221,3 +222,21 @@ def test_what_is_due_is_known_to_the_second() -> None:
     take(state, join(state))
     assert state.next_deadline(after(10)) == 20.0
     assert state.next_deadline(after(90)) == 0.0
+
+
+def test_several_signatures_of_a_type_count_while_workers_offer_them() -> None:
+    state, announced = new_state(), Announced()
+    assert announced.types([]) == []
+    workers = [join(state, name) for name in ("old", "new")]
+    described: list[Any] = [
+        {"name": "x", "parameters": parameters, "queue": "default", "max_retries": 3, "backoff": 1.0, "timeout": None}
+        for parameters in ([["a", 1, True]], [["b", 1, True]])
+    ]
+    for worker, info in zip(workers, described, strict=True):
+        worker.announced = announced.add([info])
+    both = announced.types(workers)
+    assert [(info["parameters"], info["workers"]) for info in both] == [([["a", 1, True]], 1), ([["b", 1, True]], 1)]
+    assert [info["parameters"] for info in announced.types(workers[:1])] == [[["a", 1, True]]]
+    (left,) = announced.types([])
+    assert (left["parameters"], left["workers"]) == ([["b", 1, True]], 0), "offered before, but by nobody now"
+    assert Announced(row for worker in workers for row in worker.announced).types([]) == [left]
