@@ -10,7 +10,7 @@ from collections import Counter
 
 from taskq.queue.ready import Ready
 from taskq.queue.state import RUNS_PER_EPOCH, QueueState
-from taskq.queue.task import FINAL, State, Task
+from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, State, Task
 
 
 def check(state: QueueState) -> None:
@@ -18,12 +18,12 @@ def check(state: QueueState) -> None:
     _check_shelves(state)
     _check_counts(state)
     _check_leases(state)
-    due = Counter(task.id for _, _, task in state.scheduled if task.state is State.SCHEDULED)
-    scheduled = {task.id for task in state.tasks.values() if task.state is State.SCHEDULED}
+    due = Counter(task.id for _, _, task in state.scheduled if task.state is SCHEDULED)
+    scheduled = {task.id for task in state.tasks.values() if task.state is SCHEDULED}
     assert set(due) == scheduled, f"scheduled heap {set(due) ^ scheduled}"
     assert all(count == 1 for count in due.values()), "a task is scheduled twice"
     for at, _, task in state.scheduled:
-        assert task.state is not State.SCHEDULED or at == task.due_at, f"{task} is in the heap under another time"
+        assert task.state is not SCHEDULED or at == task.due_at, f"{task} is in the heap under another time"
 
 
 def _entries(ready: Ready) -> list[Task]:
@@ -42,7 +42,7 @@ def _entries(ready: Ready) -> list[Task]:
 
 def _check_shelves(state: QueueState) -> None:
     entries = _entries(state.ready) + (_entries(state.kept_back) if state.kept_back else [])
-    pending = [task for task in state.tasks.values() if task.state is State.PENDING]
+    pending = [task for task in state.tasks.values() if task.state is PENDING]
     assert sorted(task.id for task in entries) == sorted(task.id for task in pending), "shelves and records differ"
     assert {id(task) for task in entries} == {id(task) for task in pending}, "a shelf holds an outdated copy"
 
@@ -57,7 +57,7 @@ def _check_counts(state: QueueState) -> None:
 
 
 def _check_leases(state: QueueState) -> None:
-    running = {task.id: task for task in state.tasks.values() if task.state is State.RUNNING}
+    running = {task.id: task for task in state.tasks.values() if task.state is RUNNING}
     held = {}
     for worker in state.leases.workers.values():
         for number, task in worker.running.items():

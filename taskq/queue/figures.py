@@ -5,12 +5,12 @@ Everything is counted when it happens, so that a snapshot costs the same with te
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
 from taskq.queue.meters import WINDOW, Distribution, Rate, bucket_of
-from taskq.queue.task import FINAL, State, Task
+from taskq.queue.task import FAILED, FINAL, PENDING, RUNNING, SCHEDULED, State, Task
 
 RECENT = 10
 RECENT_FAILURES = 20
@@ -34,15 +34,15 @@ class QueueFigures:
 
     def waiting(self) -> int:
         """Tasks that are accepted and not begun: what the queue's limit counts."""
-        return self.counts[State.PENDING] + self.counts[State.SCHEDULED]
+        return self.counts[PENDING] + self.counts[SCHEDULED]
 
     def describe(self, now: float) -> dict[str, Any]:
         """The figures of one queue as the snapshot has them (without those of its head)."""
         return {
-            "pending": self.counts[State.PENDING],
-            "scheduled": self.counts[State.SCHEDULED],
+            "pending": self.counts[PENDING],
+            "scheduled": self.counts[SCHEDULED],
             "blocked": 0,
-            "running": self.counts[State.RUNNING],
+            "running": self.counts[RUNNING],
             "rate": {
                 "in_per_s": self.incoming.per_second(now),
                 "done_per_s": self.done.per_second(now),
@@ -71,37 +71,23 @@ class Figures:
     def __init__(self) -> None:
         self.totals = dict.fromkeys(TOTALS, 0)
         self.final = {state: 0 for state in FINAL}
-        self.queues: dict[str, QueueFigures] = {}
-        self.types: dict[str, TypeFigures] = {}
+        self.queues: defaultdict[str, QueueFigures] = defaultdict(QueueFigures)
+        self.types: defaultdict[str, TypeFigures] = defaultdict(TypeFigures)
         self.recent: deque[Task] = deque(maxlen=RECENT)
         self.recent_failures: deque[Task] = deque(maxlen=RECENT_FAILURES)
 
-    def queue(self, name: str) -> QueueFigures:
-        """The figures of a queue, made when it is new."""
-        found = self.queues.get(name)
-        if found is None:
-            found = self.queues[name] = QueueFigures()
-        return found
-
-    def type(self, name: str) -> TypeFigures:
-        """The figures of a type, made when it is new."""
-        found = self.types.get(name)
-        if found is None:
-            found = self.types[name] = TypeFigures()
-        return found
-
     def entered(self, queue: str, state: State, count: int = 1) -> None:
         """Tasks are there that were not there before."""
-        self.queue(queue).counts[state] += count
+        self.queues[queue].counts[state] += count
 
     def submitted(self, queue: str, count: int, now: float) -> None:
         """Tasks were accepted."""
         self.totals["submitted"] += count
-        self.queue(queue).incoming.add(count, now)
+        self.queues[queue].incoming.add(count, now)
 
     def moved(self, task: Task, before: State, after: State) -> None:
         """A task went from one state to another."""
-        counts = self.queue(task.queue).counts
+        counts = self.queues[task.queue].counts
         counts[before] -= 1
         if after not in FINAL:
             counts[after] += 1
@@ -109,22 +95,22 @@ class Figures:
         self.final[after] += 1
         self.totals[_TOTAL[after]] += 1
         self.recent.append(task)
-        if after is State.FAILED:
+        if after is FAILED:
             self.recent_failures.append(task)
 
     def handed_out(self, tasks: Iterable[Task], now: float, wall: float) -> None:
         """Pending tasks began to run, at ``now`` (monotonic) and ``wall`` seconds."""
         for task in tasks:
-            figures = self.queue(task.queue)
-            figures.counts[State.PENDING] -= 1
-            figures.counts[State.RUNNING] += 1
+            figures = self.queues[task.queue]
+            figures.counts[PENDING] -= 1
+            figures.counts[RUNNING] += 1
             waited = wall - task.due_at
             figures.wait_s.add(bucket_of(waited) if waited > 0 else 0, now)
 
     def ended(self, task: Task, ran: float, now: float, *, ok: bool) -> None:
         """An attempt ended after ``ran`` seconds."""
-        queue = self.queue(task.queue)
-        kind = self.type(task.type)
+        queue = self.queues[task.queue]
+        kind = self.types[task.type]
         bucket = bucket_of(ran)
         queue.run_s.add(bucket, now)
         kind.run_s.add(bucket, now)

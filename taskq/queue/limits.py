@@ -33,7 +33,7 @@ def checked(items: Sequence[Sequence[object]], max_payload: int) -> list[NewTask
     options: Sequence[object] = ()
     for position, fields in enumerate(items):
         try:
-            item = NewTask(*fields)  # type: ignore[arg-type]  # what the fields are is looked at next
+            item = fields if type(fields) is NewTask else NewTask(*fields)  # type: ignore[arg-type]  # looked at next
             if item[2:] != options:
                 _check_options(item)
                 options = item[2:]

@@ -31,7 +31,8 @@ class Rate:
 
     def add(self, count: int, now: float) -> None:
         """Count events at ``now`` (monotonic seconds)."""
-        self._counts[self._roll(now)] += count
+        second = int(now)
+        self._counts[second % (WINDOW + 1) if second == self._second else self._roll(now)] += count
 
     def per_second(self, now: float) -> float:
         """Mean over the last full seconds.

@@ -17,7 +17,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Container, Iterator
 
-from taskq.queue.task import State, Task
+from taskq.queue.task import PENDING, Task
 
 _SPARE = 1_000
 """Stale entries that are not worth rebuilding a shelf for."""
@@ -44,9 +44,9 @@ class Lane:
 
     def head(self) -> Task | None:
         """The next task, without taking it; stale entries before it are dropped."""
-        while self._line and self._line[0].state is not State.PENDING:
+        while self._line and self._line[0].state is not PENDING:
             self._line.popleft()
-        while self._late and self._late[0][1].state is not State.PENDING:
+        while self._late and self._late[0][1].state is not PENDING:
             heapq.heappop(self._late)
         if self._late and (not self._line or self._late[0][0] < self._line[0].id):
             return self._late[0][1]
@@ -61,8 +61,8 @@ class Lane:
 
     def entries(self) -> list[Task]:
         """All entries by rising id, stale ones and doubles left out."""
-        live = {task.id: task for task in self._line if task.state is State.PENDING}
-        live.update((number, task) for number, task in self._late if task.state is State.PENDING)
+        live = {task.id: task for task in self._line if task.state is PENDING}
+        live.update((number, task) for number, task in self._late if task.state is PENDING)
         return [live[number] for number in sorted(live)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
-from taskq.queue.task import State, Task
+from taskq.queue.task import PENDING, RUNNING, SCHEDULED, State, Task
 
 SCHEMA = "taskq.snapshot/1"
 
@@ -144,5 +144,5 @@ def counts_by_state(state: QueueState) -> dict[State, int]:
     """How many live tasks are in each state, over all queues."""
     return {
         kind: sum(queue.counts[kind] for queue in state.figures.queues.values())
-        for kind in (State.PENDING, State.SCHEDULED, State.RUNNING)
+        for kind in (PENDING, SCHEDULED, RUNNING)
     }

@@ -30,7 +30,7 @@ from taskq.queue.leases import SILENT_KEPT, Leases, Moment, Worker, owned
 from taskq.queue.lifecycle import Event, next_state
 from taskq.queue.ready import Ready
 from taskq.queue.retry import MAX_DEATHS, death_delay, retry_delay
-from taskq.queue.task import FINAL, NewTask, State, Task, TaskError, TaskRow, from_row
+from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, Task, TaskError, TaskRow, from_row
 from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Report, WorkerInfo
 from taskq.stores.base import KeyRow
 
@@ -63,7 +63,7 @@ class QueueState:
         before = task.state
         after = next_state(before, event)
         task.state = after
-        if before is State.PENDING:
+        if before is PENDING:
             self._shelves(task).gone(task)
         self.figures.moved(task, before, after)
         changes.written.append(task)
@@ -71,13 +71,13 @@ class QueueState:
 
     def _settle(self, task: Task, changes: Changes) -> None:
         """Put a task where its state belongs."""
-        if task.state is State.PENDING:
+        if task.state is PENDING:
             shelves = self._shelves(task)
             shelves.push(task)
             if shelves is self.ready:
                 shelf = (task.queue, task.type)
                 changes.ready[shelf] = changes.ready.get(shelf, 0) + 1
-        elif task.state is State.SCHEDULED:
+        elif task.state is SCHEDULED:
             heapq.heappush(self.scheduled, (task.due_at, task.id, task))
         elif task.state in FINAL:
             changes.final.append(task)
@@ -103,7 +103,7 @@ class QueueState:
             task = from_row(row)
             self.tasks[task.id] = task
             self.figures.entered(task.queue, task.state)
-            if task.state is State.RUNNING:
+            if task.state is RUNNING:
                 self._worker_of(task, now).running[task.id] = task
             else:
                 self._settle(task, loaded)
@@ -127,8 +127,8 @@ class QueueState:
         fresh = [position for position in range(len(items)) if position not in taken]
         counts = Counter(items[position].queue for position in fresh)
         for queue, count in counts.items():
-            if self.figures.queue(queue).waiting() + count > self.settings.max_pending:
-                raise full(queue, self.figures.queue(queue).waiting(), self.oldest_pending(now).get(queue))
+            if self.figures.queues[queue].waiting() + count > self.settings.max_pending:
+                raise full(queue, self.figures.queues[queue].waiting(), self.oldest_pending(now).get(queue))
         for queue, count in counts.items():
             self.figures.submitted(queue, count, now.mono)
         self.next_id += len(items)
@@ -175,7 +175,7 @@ class QueueState:
         task = self.tasks.get(task_id)
         if task is None or task.state in FINAL:
             return (None if task is None else task.state), changes
-        if task.state is State.RUNNING:
+        if task.state is RUNNING:
             task.cancel_requested = True
             changes.written.append(task)
         else:
@@ -215,7 +215,7 @@ class QueueState:
             return False
         if run <= task.run or run // RUNS_PER_EPOCH != self.epoch - 1:
             return False
-        if task.state is State.RUNNING:  # the stored run was given up, and this one handed out, just before the crash
+        if task.state is RUNNING:  # the stored run was given up, and this one handed out, just before the crash
             self.leases.workers[task.worker or UNKNOWN].running.pop(task_id)
         else:
             twin = copy.copy(task)
@@ -243,7 +243,7 @@ class QueueState:
         if extra and len(taken) == slots < share:
             quick = [shelf for shelf in shelves if shelf.type in fast]
             taken += self.ready.take(quick, min(extra, share - slots))
-        running = next_state(State.PENDING, Event.RESERVE)
+        running = next_state(PENDING, Event.RESERVE)
         for run, task in enumerate(taken, self._next_run):
             task.state = running
             task.run = run
@@ -358,7 +358,7 @@ class QueueState:
         changes = Changes()
         while self.scheduled and self.scheduled[0][0] <= now.wall:
             task = heapq.heappop(self.scheduled)[2]
-            if task.state is State.SCHEDULED:
+            if task.state is SCHEDULED:
                 self._move(task, Event.DUE, changes)
         return changes
 
@@ -375,7 +375,7 @@ class QueueState:
     def next_deadline(self, now: Moment) -> float | None:
         """Seconds until `tick` has something to do, None when it has nothing to wait for."""
         waits = []
-        while self.scheduled and self.scheduled[0][2].state is not State.SCHEDULED:
+        while self.scheduled and self.scheduled[0][2].state is not SCHEDULED:
             heapq.heappop(self.scheduled)
         if self.scheduled:
             waits.append(self.scheduled[0][0] - now.wall)

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 from taskq.logs import event
 from taskq.queue.leases import Worker
-from taskq.queue.task import State, Task
+from taskq.queue.task import CANCELLED, COMPLETED, FAILED, PENDING, RUNNING, SCHEDULED, Task
 from taskq.service import Report
 
 log = logging.getLogger("taskq.queue")
 
 _QUIET = {
-    State.PENDING: ("task_submitted", "task {id} ({type}) is pending"),
-    State.SCHEDULED: ("task_submitted", "task {id} ({type}) is scheduled"),
-    State.RUNNING: ("task_started", "task {id} ({type}) was handed to {worker}"),
-    State.COMPLETED: ("task_completed", "task {id} ({type}) completed on {worker}"),
-    State.CANCELLED: ("task_cancelled", "task {id} ({type}) was cancelled"),
+    PENDING: ("task_submitted", "task {id} ({type}) is pending"),
+    SCHEDULED: ("task_submitted", "task {id} ({type}) is scheduled"),
+    RUNNING: ("task_started", "task {id} ({type}) was handed to {worker}"),
+    COMPLETED: ("task_completed", "task {id} ({type}) completed on {worker}"),
+    CANCELLED: ("task_cancelled", "task {id} ({type}) was cancelled"),
 }
 
 
@@ -25,13 +25,13 @@ def transitions(tasks: Sequence[Task]) -> None:
     """Say what has become of these tasks."""
     verbose = log.isEnabledFor(logging.DEBUG)
     for task in tasks:
-        if task.state is State.FAILED:
+        if task.state is FAILED:
             _say(task, logging.ERROR, "task_failed", "task {id} ({type}) failed for good on {worker}: {error}")
-        elif task.state is State.SCHEDULED and task.error is not None:
+        elif task.state is SCHEDULED and task.error is not None:
             _say(task, logging.WARNING, "task_retried", "task {id} ({type}) failed on {worker} and runs again: {error}")
         elif verbose:
             name, text = _QUIET[task.state]
-            if task.state is State.PENDING and task.run:
+            if task.state is PENDING and task.run:
                 name, text = "task_returned", "task {id} ({type}) is back in its queue"
             _say(task, logging.DEBUG, name, text)
 
@@ -43,7 +43,7 @@ def _say(task: Task, level: int, name: str, text: str) -> None:
         "task_type": task.type,
         "queue": task.queue,
         "worker": task.worker_name,
-        "attempt": task.failures + task.deaths + (task.state is State.RUNNING),
+        "attempt": task.failures + task.deaths + (task.state is RUNNING),
         "correlation_id": task.correlation_id,
         "outcome": task.state.label,
     }

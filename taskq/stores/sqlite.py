@@ -47,6 +47,11 @@ _PRUNED = 4_000  # rows that one transaction of `SqliteStore.prune` deletes whil
 _UNUSED = 4_000  # pages that may always lie idle in the file
 _SHRUNK, _SHRINKS = 250, 8  # pages that one transaction gives back to the disk, and transactions in one pruning
 
+# Python's sqlite3 asks for an adapter of each value that is not exactly an int, a float or a text, and to find none
+# takes longest: before Python 3.12, longer than the rest of what a value costs. These leave a value as it is.
+for _kind, _unchanged in ((type(None), {}.get), (bytes, bytes), (bool, int)):
+    sqlite3.register_adapter(_kind, _unchanged)  # type: ignore[arg-type]  # {}.get gives None for None
+
 _Result = TypeVar("_Result")
 
 
