@@ -222,7 +222,8 @@ class QueueService(Protocol):
     def wait(self, ids: Sequence[int], timeout: float) -> Sequence[Outcome]:
         """The outcomes of those of these tasks that are final or unknown; waits until there is at least one.
 
-        With ``timeout`` 0: one outcome for *each* id, also for those that are not final.
+        With ``timeout`` 0: one outcome for *each* id, also for those that are not final. In a reply of more than 1 MiB
+        the later ones come without result and traceback.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from taskq.errors import KeyConflict, QueueFull
+from taskq.layout import duration
 from taskq.queue.idempotency import content_digest
 from taskq.queue.task import NewTask
 from taskq.stores.base import KeyRow
@@ -41,7 +42,7 @@ def resolve_keys(
 
 def full(queue: str, waiting: int, oldest: float | None) -> QueueFull:
     """The error of a queue that may not hold more; ``oldest``: seconds that its first task has waited."""
-    age = "" if oldest is None else f", oldest {int(oldest // 60)}m{int(oldest % 60):02d}s"
+    age = "" if oldest is None else f", oldest {duration(oldest)}"
     return QueueFull(
         f'queue "{queue}" is full ({waiting:,} pending{age}); not accepted',
         hint="retry later, add workers, or raise --max-pending",

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskq.errors import BadArguments, KeyConflict, StorageFull, TaskNotFound
 from taskq.queue.core import QueueCore
-from taskq.queue.feeds import outcome, unknown
+from taskq.queue.feeds import fitting, outcome, unknown
 from taskq.queue.idempotency import call_digest
 from taskq.queue.limits import check_number, checked
 from taskq.queue.task import FINAL, STATE_BY_LABEL, NewTask, State, TaskRow, cut, describe
@@ -77,9 +77,9 @@ class ClientVerbs(QueueCore):
             final = [item for item in found if item.state not in _LIVE]
             left = deadline - self._clock.monotonic()
             if timeout == 0:
-                return found
+                return fitting(found)
             if final or left <= 0:
-                return final
+                return fitting(final)
             with self._lock:
                 self._refuse_if_shut()
                 if all(task_id in self._state.tasks for task_id in ids):

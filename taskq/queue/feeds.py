@@ -11,12 +11,14 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from taskq.queue.task import State, Task, TaskRow
+from taskq.queue.task import FAILED, State, Task, TaskRow
 from taskq.service import INLINE_RESULT, MAX_BATCH, MAX_BATCH_BYTES, Finished, Outcome
 
 KEPT = 10_000
 """Outcomes that a feed holds for a client that is slow to ask."""
 KEPT_BYTES = 8 * 1024 * 1024
+MAX_REPLY = 1024 * 1024
+"""Bytes of results and tracebacks in one reply about many tasks."""
 QUIET = 60.0
 """Seconds without a question after which a feed ends."""
 
@@ -27,8 +29,25 @@ def outcome(task: Task | TaskRow, *, whole: bool = False) -> Outcome:
     if result is not None and len(result) > INLINE_RESULT and not whole:
         result = None
     state = State(task.state)
-    error = task.error if state is State.FAILED else None
+    error = task.error if state is FAILED else None
     return Outcome(task.id, state.label, result, error, task.failures, task.deaths, task.worker_name)
+
+
+def size_of(item: Outcome) -> int:
+    """About how many bytes an outcome takes in a reply."""
+    return 64 + len(item.result or b"") + sum(map(len, item.error or ()))
+
+
+def fitting(items: Sequence[Outcome]) -> list[Outcome]:
+    """The same outcomes, those beyond `MAX_REPLY` bytes without result and traceback, so that a reply stays small."""
+    total = 0
+    fit = []
+    for item in items:
+        total += size_of(item)
+        if total > MAX_REPLY:
+            item = item._replace(result=None, error=item.error and (*item.error[:3], ""))
+        fit.append(item)
+    return fit
 
 
 def unknown(task_id: int) -> Outcome:
@@ -47,10 +66,10 @@ class _Feed:
 
     def add(self, item: Outcome) -> None:
         self.items.append(item)
-        self.size += len(item.result or b"")
+        self.size += size_of(item)
         self.head += 1
         while len(self.items) > KEPT or self.size > KEPT_BYTES:
-            self.size -= len(self.items.popleft().result or b"")
+            self.size -= size_of(self.items.popleft())
 
     def after(self, cursor: int) -> Finished | None:
         """The next news after ``cursor``; what came before it was received and is dropped. None: nothing new."""
@@ -58,14 +77,14 @@ class _Feed:
         if not base <= cursor <= self.head:
             return Finished(self.head, True, ())
         for _ in range(cursor - base):
-            self.size -= len(self.items.popleft().result or b"")
+            self.size -= size_of(self.items.popleft())
         if not self.items:
             return None
         news: list[Outcome] = []
         size = 0
         for item in self.items:
             news.append(item)
-            size += len(item.result or b"") + 64
+            size += size_of(item)
             if len(news) >= MAX_BATCH or size >= MAX_BATCH_BYTES:
                 break
         return Finished(cursor + len(news), False, news)

@@ -13,7 +13,7 @@ from taskq.clock import SystemClock
 from taskq.config import QueueSettings
 from taskq.errors import OutcomeUnknown, ShuttingDown, StoreFailed
 from taskq.queue.job_queue import JobQueue
-from taskq.service import ACK, Outcome
+from taskq.service import ACK, NACK, Outcome
 from taskq.stores.base import Batch
 from taskq.stores.memory import MemoryStore
 
@@ -253,3 +253,17 @@ def test_stopping_wakes_all_that_wait(queue: JobQueue, threads: ThreadPoolExecut
     for call in calls:
         with pytest.raises(ShuttingDown):
             call.result(10)
+
+
+def test_a_reply_about_many_tasks_stays_small(queue: JobQueue, store: GatedStore) -> None:
+    session = join(queue)
+    ids = queue.submit(1, 1, [item(max_retries=0)] * 500).ids
+    tasks = queue.reserve("w", session, 500, 0, (), 1.0).tasks
+    error = ("error", "E", "m", "t" * 8_000)
+    queue.report("w", session, [(NACK, task.id, task.run, error, -1, 0.1) for task in tasks])
+    outcomes = queue.wait(ids, 0)
+    assert [outcome.id for outcome in outcomes] == list(ids)
+    whole = [outcome for outcome in outcomes if outcome.error == error]
+    assert outcomes[: len(whole)] == whole and 100 < len(whole) < 140
+    assert all(outcome.error == (*error[:3], "") for outcome in outcomes[len(whole) :])
+    assert queue.result(ids[-1]).error == error
