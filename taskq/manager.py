@@ -25,7 +25,7 @@ import psutil
 from taskq import addresses, config, logs
 from taskq.clock import SystemClock
 from taskq.config import Address, Join, ManagerSettings
-from taskq.errors import ConfigError
+from taskq.errors import ConfigError, TaskqError
 from taskq.local_pool import LocalPool
 from taskq.queue.job_queue import JobQueue
 from taskq.stores.base import Store
@@ -48,6 +48,8 @@ HARD_STOP = 3.0
 SIGNAL_WAIT = 0.5
 """Seconds for which the main thread waits at most without a look at signals: the system may give a signal to another
 thread (it does after SIGSTOP and SIGCONT), and then it does not end the wait of this one."""
+SAY_WHAT_RUNS = 5.0
+"""Seconds between two words on what a drain waits for."""
 CANNOT_BOOT = (2, 4)
 """Exit codes of a pool that would only fail again: bad usage or modules, bad key."""
 
@@ -151,7 +153,7 @@ class Manager:
     def _last_port(self) -> int | None:
         try:
             return config.read_join(self.settings.state.join).addresses[0].port
-        except ConfigError:
+        except TaskqError:  # none, or none that can be used: it is written anew
             return None
 
     def _start_pool(self) -> None:
@@ -208,6 +210,8 @@ class Manager:
             except BaseException:
                 self._failed = True
                 self._stop(1, drain=False)
+                if self._pool is not None:
+                    self._pool.kill()
                 raise
             return self._stop(code, drain=not self._failed)
 
@@ -277,7 +281,9 @@ class Manager:
         pool.drain()
         give_up = self._clock.monotonic() + timeout + AFTER_DRAIN
         code = 0
+        self._said_at = self._clock.monotonic()
         while pool.alive:
+            self._say_what_runs()
             try:
                 left = give_up - self._clock.monotonic()
                 event = self._events.get(timeout=min(max(0.0, left), SIGNAL_WAIT))
@@ -297,6 +303,14 @@ class Manager:
                 break
         pool.kill()
         return code
+
+    def _say_what_runs(self) -> None:
+        """Say every few seconds what a drain waits for."""
+        now = self._clock.monotonic()
+        if self._queue is not None and now - self._said_at >= SAY_WHAT_RUNS:
+            running = sum(found["running"] for found in self._queue.snapshot()["queues"])
+            logs.announce(log, "stopping", f"draining: {running:,} tasks still run")
+            self._said_at = now
 
     # -- what happens, from threads and signal handlers
 
