@@ -35,7 +35,8 @@ def row(option: click.Option) -> str:
     words, _, bracketed = (option.help or "").partition("  [")
     default = bracketed.rstrip("]")
     if not default and option.show_default and option.default not in (None, ""):
-        default = f"{option.default:,}" if isinstance(option.default, int) else str(option.default)
+        amount = isinstance(option.default, int) and option.name != "port"
+        default = f"{option.default:,}" if amount else str(option.default)
     value = "" if option.is_flag or option.count else f" {_value(option)}"
     names = ", ".join(f"`{name}{value}`" for name in sorted(option.opts, key=len, reverse=True))
     variable = f"`{option.envvar}`" if option.envvar else ""
