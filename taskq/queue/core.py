@@ -125,6 +125,11 @@ class QueueCore:
             waits = [self._state.next_deadline(now), None if self._commit.idle else LINGER]
         return min((wait for wait in waits if wait is not None), default=ROUND)
 
+    def stood_still(self) -> None:
+        """This process was suspended, or its machine: heartbeats of that time could not be heard."""
+        with self._lock:
+            self._state.leases.spare(self._clock.monotonic())
+
     def look_after_disk(self) -> None:
         """Find out whether there is room for new tasks."""
         has_space = self._store.has_space()

@@ -1,7 +1,8 @@
 """The one thread of the queue's own: whatever is due without anybody calling.
 
 It lets scheduled tasks and ended leases take their course (`tick` says what is next and when), writes hand-outs that no
-other commit took along, asks the disk for room, and deletes records whose time is over, a piece at a time.
+other commit took along, asks the disk for room, and deletes records whose time is over, a piece at a time. When it
+wakes long after it meant to, the process (or the machine) was suspended, and it says so before leases are looked at.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ ROUND = 1.0
 """Seconds: longest sleep."""
 TIDY = 60.0
 """Seconds between two looks for records whose time is over."""
+OVERSLEPT = 2.0
+"""Seconds: waking up so much later than meant is no accident of scheduling."""
 
 
 class Chores(Protocol):
@@ -28,6 +31,10 @@ class Chores(Protocol):
 
     def tick(self) -> float:
         """Do what is due; gives the seconds until there is more to do."""
+        ...
+
+    def stood_still(self) -> None:
+        """The process was suspended until now."""
         ...
 
     def look_after_disk(self) -> None:
@@ -93,5 +100,7 @@ class Housekeeper:
             self._wakes_at = self._chores.monotonic() + wait
             if wait > 0:
                 self._wake.wait(wait)
+            if self._chores.monotonic() > self._wakes_at + OVERSLEPT:
+                self._chores.stood_still()
             self._wakes_at = 0.0
             self._wake.clear()

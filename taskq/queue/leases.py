@@ -46,7 +46,8 @@ class Worker:
     """One worker process.
 
     ``expires``: when its leases end. ``attached``: False for one that an earlier run of the manager knew and that has
-    not come back yet. ``stopped``: suspended, as its pool sees it. ``report``: what its pool said of it in the last
+    not come back yet. ``stopped``: suspended, as its pool sees it. ``spared``: it was given more time since its last
+    heartbeat. ``report``: what its pool said of it in the last
     heartbeat. ``announced``: (name, description) of its types. ``progress``: (fraction, note) by task, as the task
     itself said.
     """
@@ -62,6 +63,7 @@ class Worker:
     attached: bool = False
     draining: bool = False
     stopped: bool = False
+    spared: bool = False
     threads: int = 0
     queues: frozenset[str] = frozenset()
     types: frozenset[str] = frozenset()
@@ -120,6 +122,7 @@ class Leases:
         worker.types = frozenset(described["name"] for described in info["types"])
         worker.expires = now + self.lease
         worker.beat_at = now
+        worker.spared = False
         self._offer(worker, +1)
         return worker
 
@@ -139,6 +142,14 @@ class Leases:
             if not worker.stopped:
                 worker.beat_at = now
                 worker.expires = now + self.lease
+                worker.spared = False
+
+    def spare(self, now: float) -> None:
+        """Nobody could be heard for a while up to now: each lease gets time for one more heartbeat, but only once."""
+        for worker in self.workers.values():
+            if not worker.spared:
+                worker.spared = True
+                worker.expires = max(worker.expires, now + self.heartbeat)
 
     def session(self, incarnation: str, session: int) -> Worker | None:
         """The worker, if this is its current session."""

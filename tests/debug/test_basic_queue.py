@@ -224,6 +224,21 @@ def test_the_wall_clock_may_jump_without_hurting_leases(desk: Desk) -> None:
     assert desk.report(ACK, id, task.run, b"", 0.1)
 
 
+def test_a_manager_that_was_suspended_waits_for_one_more_heartbeat(make_desk: MakeDesk) -> None:
+    desk = make_desk(lease=30.0)
+    [id] = desk.submit()
+    desk.reserve()
+    desk.clock.advance(3600.0)  # as after the sleep of a laptop; nobody could be heard
+    desk.queue.stood_still()
+    desk.clock.advance(9.9)
+    desk.queue.tick()
+    assert desk.state(id) == "running"
+    desk.queue.stood_still()  # again, and still no word: that gives no more time
+    desk.clock.advance(0.2)
+    desk.queue.tick()
+    assert desk.state(id) == "scheduled"
+
+
 # -- failures and retries
 
 
