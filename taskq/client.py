@@ -68,7 +68,7 @@ class Client:
         find()  # so that files that are no good are heard of at once
 
         def connect() -> Remote:  # looks again each time: a manager that was restarted may have another port
-            return RemoteQueue(find(), connect_timeout=connect_timeout, reconnect=False)
+            return RemoteQueue(find(), connect_timeout=connect_timeout)
 
         self._setup(connect, connect_timeout, allow_unknown)
 

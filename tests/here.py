@@ -82,7 +82,7 @@ class Worker:
     """Runs tasks one after the other in one thread, and comes back after its manager."""
 
     def __init__(self, join: Join, types: tuple[str, ...]) -> None:
-        self._remote = RemoteQueue(join, reconnect=False)
+        self._remote = RemoteQueue(join)
         self._stopping = threading.Event()
         found = map(registry.lookup, types)
         self._types = {one.name: one for one in found if one is not None}

@@ -68,7 +68,7 @@ def submit(queue: RemoteQueue, client: int, seq: int, items: list[NewTask], coun
 def main(folder: Path, part: int, count: int, seed: int) -> None:
     """Submit ``count`` tasks of one's own, and the shared ones."""
     rng = random.Random(seed * 1_000 + part)
-    queue = RemoteQueue(read_join(folder / "state" / "join.json"), connect_timeout=2.0, reconnect=False)
+    queue = RemoteQueue(read_join(folder / "state" / "join.json"), connect_timeout=2.0)
     client = secrets.randbits(63)
     counts = {"full": 0, "unanswered": 0}
     with (folder / f"accepted-{part}").open("w") as file:

@@ -137,7 +137,7 @@ def _watch(connection: Connection, interval: float) -> Watch:
     given = connection.join() if connection.join_file == "-" else None
 
     def connect() -> Source:
-        return RemoteQueue(given or connection.join(), connect_timeout=connection.connect_timeout, reconnect=False)
+        return RemoteQueue(given or connection.join(), connect_timeout=connection.connect_timeout)
 
     return Watch(connect, interval, SystemClock())
 

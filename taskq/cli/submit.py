@@ -123,7 +123,7 @@ def command(connection: Connection, output: Output, wait: float | None, **values
     join = connection.join()
     warnings: list[str] = []
     with Client.over(
-        lambda: RemoteQueue(join, connect_timeout=connection.connect_timeout, reconnect=False),
+        lambda: RemoteQueue(join, connect_timeout=connection.connect_timeout),
         patience=connection.connect_timeout,
         allow_unknown=how.allow_unknown,
         warn=warnings.append,

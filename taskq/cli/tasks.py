@@ -28,7 +28,7 @@ def connected(connection: Connection) -> Iterator[QueueService]:
     """The manager's queue, for a few calls; a manager that is not there is an error at once."""
     from taskq.wire.client import RemoteQueue
 
-    queue = RemoteQueue(connection.join(), connect_timeout=connection.connect_timeout, reconnect=False)
+    queue = RemoteQueue(connection.join(), connect_timeout=connection.connect_timeout)
     try:
         yield queue
     finally:

@@ -1,14 +1,13 @@
 """The queue as seen from another process: `RemoteQueue` has the verbs of `QueueService` and sends them to a manager.
 
-One connection, made at the first call and made anew when it is lost; one call at a time. This module must stay cheap to
-import: no `multiprocessing`.
+One connection, made by the first call and, when it was lost, by the next one; one call at a time. This module must stay
+cheap to import: no `multiprocessing`.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -38,31 +37,26 @@ CALL_TIMEOUT = 30.0
 """Seconds until a call that does not wait must have its answer."""
 WAIT_MARGIN = 10.0
 """Seconds that an answer may come later than the call was willing to wait."""
-FIRST_PAUSE, MAX_PAUSE = 0.05, 3.0
-"""Seconds: shortest and longest pause between two attempts to reconnect."""
 
 
 class RemoteQueue:
     """The verbs of a manager elsewhere; see `taskq.service.QueueService` for what each does.
 
-    ``connect_timeout``: seconds for making a connection. With ``reconnect`` a call whose connection is lost is repeated
-    on a new one, at once and then for ``connect_timeout`` seconds in all; every verb but `reserve` may be repeated.
-    Without it, and for `reserve`, the call raises `ManagerUnavailable` and the next one connects again.
+    ``connect_timeout``: seconds for making a connection. A call whose connection is lost raises `ManagerUnavailable`
+    and is not repeated: whether that is right, the caller knows. The next call makes a new connection.
 
     Any call may raise `ManagerUnavailable`, `AuthenticationFailed`, `ProtocolMismatch`, `FrameTooLarge`, and what its
     verb raises. An instance may be used by several threads; each call waits for the one before it.
     """
 
-    def __init__(self, join: Join, *, connect_timeout: float = 5.0, reconnect: bool = True) -> None:
+    def __init__(self, join: Join, *, connect_timeout: float = 5.0) -> None:
         self._join = join
         self._connect_timeout = connect_timeout
-        self._reconnect = reconnect
         self._lock = threading.Lock()
         self._channel: Channel | None = None
         self._dialer = Dialer()
         self._address = str(join.addresses[0])
         self._pid = os.getpid()
-        self._was_connected = False
         self._closed = threading.Event()
         self._last_id = 0
 
@@ -174,65 +168,34 @@ class RemoteQueue:
                 self._lock.release()
 
     def _call(self, verb: str, *args: Any, wait: float = 0.0) -> Any:
-        """Send a request and give its answer, over as many connections as it takes and is allowed."""
+        """Send a request and give the value of its answer. Raises the error that the manager answered."""
         with self._lock:
             self._last_id += 1
             request = codec.pack((self._last_id, verb, args))
-            timeout = wait + WAIT_MARGIN if wait > 0 else CALL_TIMEOUT
             try:
-                try:
-                    return self._exchange(request, timeout, self._connect_timeout)
-                except _Lost as lost:
-                    if not self._may_repeat(verb, lost):
-                        raise lost.error from None
-                return self._repeat(verb, request, timeout)
+                status, value = self._exchange(request, wait + WAIT_MARGIN if wait > 0 else CALL_TIMEOUT)
             finally:
                 if self._closed.is_set():
                     self._drop()  # `close` could not do it while the call was under way
-
-    def _repeat(self, verb: str, request: bytes, timeout: float) -> Any:
-        """Send the request again on a new connection: at once, then after growing pauses, until time is up."""
-        deadline = time.monotonic() + self._connect_timeout
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return self._exchange(request, timeout, max(deadline - time.monotonic(), FIRST_PAUSE))
-            except _Lost as lost:
-                if time.monotonic() + pause > deadline or not self._may_repeat(verb, lost):
-                    raise lost.error from None
-            self._closed.wait(pause * (0.5 + os.urandom(1)[0] / 512))  # jitter: half of it or more
-            pause = min(pause * 2, MAX_PAUSE)
-
-    def _may_repeat(self, verb: str, lost: _Lost) -> bool:
-        return (
-            self._reconnect
-            and self._was_connected
-            and not self._closed.is_set()
-            and (verb != "reserve" or not lost.sent)
-        )
-
-    def _exchange(self, request: bytes, timeout: float, connect_timeout: float) -> Any:
-        """One attempt at a call. Raises `_Lost`, and the error that the manager answered.
-
-        Whatever goes wrong between request and reply, the connection is dropped: the reply may still come, and must
-        not be taken for the answer to the next call.
-        """
-        channel = self._connected(connect_timeout)
-        try:
-            channel.send(request)
-            status, value = self._parse(channel.receive(timeout))
-        except FrameTooLarge:
-            raise  # nothing was sent
-        except ConnectionLost as error:
-            self._drop()
-            raise _Lost(ManagerUnavailable(self._describe(error)), sent=True) from None
-        except BaseException:
-            self._drop()
-            raise
         if status == OK:
             return value
         code, message, details = value
         raise from_wire(code, message, details)
+
+    def _exchange(self, request: bytes, timeout: float) -> tuple[int, Any]:
+        """Status and value of the reply. However this ends without one: a late reply must not meet the next call."""
+        channel = self._connected()
+        try:
+            channel.send(request)
+            return self._parse(channel.receive(timeout))
+        except FrameTooLarge:
+            raise  # nothing was sent
+        except ConnectionLost as error:
+            self._drop()
+            raise ManagerUnavailable(self._describe(error)) from None
+        except BaseException:
+            self._drop()
+            raise
 
     def _parse(self, data: bytes) -> tuple[int, Any]:
         """Status and value of the reply to the last request."""
@@ -247,19 +210,15 @@ class RemoteQueue:
             raise ConnectionLost("it sent the reply to another request")
         return status, value
 
-    def _connected(self, timeout: float) -> Channel:
-        """The connection, made within ``timeout`` seconds if this process (it may be a fork) has none."""
+    def _connected(self) -> Channel:
+        """The connection, made now if this process (it may be a fork) has none."""
         channel = self._channel
         if channel is not None and self._pid == os.getpid():
             return channel
         self._drop()
         if self._closed.is_set():
             raise ManagerUnavailable("the connection to the manager was closed")
-        try:
-            self._channel, self._address = self._dialer.connect(self._join, timeout)
-        except ManagerUnavailable as error:
-            raise _Lost(error, sent=False) from None
-        self._was_connected = True
+        self._channel, self._address = self._dialer.connect(self._join, self._connect_timeout)
         self._pid = os.getpid()
         return self._channel
 
@@ -274,12 +233,3 @@ class RemoteQueue:
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
-
-
-class _Lost(Exception):
-    """There is no connection (any more). ``error``: what to tell the caller; ``sent``: the request may have arrived."""
-
-    def __init__(self, error: ManagerUnavailable, *, sent: bool) -> None:
-        super().__init__(error)
-        self.error = error
-        self.sent = sent

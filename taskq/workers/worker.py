@@ -346,7 +346,7 @@ class Process:
         return None
 
     def _connect(self) -> RemoteQueue:
-        return RemoteQueue(self._join, connect_timeout=self._config.connect_timeout, reconnect=False)
+        return RemoteQueue(self._join, connect_timeout=self._config.connect_timeout)
 
     def _describe(self) -> WorkerInfo:
         config = self._config

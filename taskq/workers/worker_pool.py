@@ -103,7 +103,7 @@ class WorkerPool:
         )
         self._keeper = Keeper(
             find_join,
-            partial(RemoteQueue, connect_timeout=settings.connect_timeout, reconnect=False),
+            partial(RemoteQueue, connect_timeout=settings.connect_timeout),
             self._pool,
             self._describe_children,
             on_drain=lambda: self._post(self._drain, "the manager asked this pool to leave"),

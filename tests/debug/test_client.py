@@ -468,7 +468,7 @@ class LosesReplies(RemoteQueue):
 
 def test_a_submit_whose_reply_is_lost_is_not_doubled(here: Here) -> None:
     LosesReplies.lost = 0
-    client = Client.over(lambda: LosesReplies(here.join, reconnect=False))
+    client = Client.over(lambda: LosesReplies(here.join))
     with client as q:
         q.hello()
         ids = [q.submit(sleep, 1).id for _ in range(3)]
@@ -493,7 +493,7 @@ def test_news_that_overtakes_the_reply_of_its_submit_is_kept(here: Here, feed_ru
     here.worker()
     SlowReplies.gate = threading.Event()
     SlowReplies.gate.set()
-    with Client.over(lambda: SlowReplies(here.join, reconnect=False)) as q:
+    with Client.over(lambda: SlowReplies(here.join)) as q:
         first = q.submit(compute, "double", 1)
         if feed_runs_before:
             first.result(10)
@@ -525,7 +525,7 @@ class LagsOnce(RemoteQueue):
 
 
 def test_news_that_was_dropped_is_asked_for(here: Here) -> None:
-    with Client.over(lambda: LagsOnce(here.join, reconnect=False)) as q:
+    with Client.over(lambda: LagsOnce(here.join)) as q:
         handles = q.map(compute, ["double"] * 5, range(5))
         watch = q.as_completed(handles, 20)
         with pytest.raises(TimeoutError):

@@ -359,56 +359,13 @@ def test_an_interrupted_call_leaves_no_reply_behind(service: Answers, queue: Rem
     assert queue.result(77).id == 77
 
 
-def test_a_call_is_repeated_on_a_new_connection(service: Answers) -> None:
-    with serving(service) as first:
-        queue = RemoteQueue(join_of(first.address))
-        queue.hello()
-    with serving(service, port=first.address.port):
-        assert queue.result(5).id == 5
-        queue.close()
-
-
-def test_a_call_outlasts_a_short_absence(service: Answers) -> None:
-    with serving(service) as first:
-        queue = RemoteQueue(join_of(first.address), connect_timeout=10.0)
-        queue.hello()
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(queue.result, 5)
-        with pytest.raises(TimeoutError):
-            answer.result(0.2)
-        with serving(service, port=first.address.port):
-            assert answer.result(10).id == 5
-            queue.close()
-
-
-def test_a_call_gives_up_in_time(service: Answers) -> None:
-    with serving(service) as server:
-        queue = RemoteQueue(join_of(server.address), connect_timeout=0.5)
-        queue.hello()
-    start = time.monotonic()
-    with pytest.raises(ManagerUnavailable, match=r"^no manager at 127\.0\.0\.1:\d+ \(connection refused\)$"):
-        queue.hello()
-    assert 0.2 < time.monotonic() - start < 1.5
-
-
-def test_without_reconnect_a_lost_call_is_an_error_and_the_next_one_connects(service: Answers) -> None:
-    with serving(service) as first:
-        queue = RemoteQueue(join_of(first.address), reconnect=False)
-        queue.hello()
-    with serving(service, port=first.address.port):
-        with pytest.raises(ManagerUnavailable, match=r"^lost the manager at 127\.0\.0\.1:\d+ \(.*\)$"):
-            queue.hello()
-        assert queue.hello()["name"] == "tests"
-        queue.close()
-
-
-def test_reserve_is_never_repeated(service: Answers) -> None:
+def test_a_lost_call_is_an_error_is_not_repeated_and_the_next_one_connects(service: Answers) -> None:
     with serving(service) as first:
         queue = RemoteQueue(join_of(first.address))
         queue.hello()
     with serving(service, port=first.address.port):
         service.calls = 0
-        with pytest.raises(ManagerUnavailable):
+        with pytest.raises(ManagerUnavailable, match=r"^lost the manager at 127\.0\.0\.1:\d+ \(.*\)$"):
             queue.reserve("i", 1, 1, 0, [], 0.0)
         assert service.calls == 0
         assert len(queue.reserve("i", 1, 1, 0, [], 0.0).tasks) == 1
@@ -626,7 +583,7 @@ def test_a_server_that_never_started_can_be_stopped(service: Answers) -> None:
 
 def test_stop_lets_replies_under_way_out(service: Answers) -> None:
     with serving(service) as server:
-        queue = RemoteQueue(join_of(server.address), reconnect=False)
+        queue = RemoteQueue(join_of(server.address))
         with ThreadPoolExecutor(2) as pool:
             call = pool.submit(queue.get, [-2])
             assert service.waiting.wait(5)

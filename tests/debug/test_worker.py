@@ -99,7 +99,7 @@ class Wire(RemoteQueue):
     """A connection that can lose the reply to its next reserve, and remembers the held lists."""
 
     def __init__(self, bench: Bench) -> None:
-        super().__init__(bench.proxy.join, connect_timeout=2.0, reconnect=False)
+        super().__init__(bench.proxy.join, connect_timeout=2.0)
         self.bench = bench
 
     def attach(self, worker: WorkerInfo, held: Sequence[tuple[int, int]]) -> Attached:

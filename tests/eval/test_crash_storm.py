@@ -111,7 +111,7 @@ class Storm:
         self.begin()
 
     def _answers(self, process: Process) -> bool:
-        queue = RemoteQueue(self.cluster.join, connect_timeout=1.0, reconnect=False)
+        queue = RemoteQueue(self.cluster.join, connect_timeout=1.0)
         try:
             return queue.hello()["pid"] == process.pid
         except TaskqError:

@@ -22,6 +22,7 @@ from traces import MODULE, Trace, traces, write_module
 
 from taskq import Client
 from taskq.config import Join, write_private
+from taskq.errors import ManagerUnavailable
 from taskq.queue.task import NewTask
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import decode, encode_arguments
@@ -314,6 +315,8 @@ def test_a_submit_that_is_cut_off_is_accepted_once(scene: Scene, lose: str) -> N
     trap = getattr(scene.proxy, lose)("submit")
     items = [NewTask("quick", encode_arguments((number,), {})) for number in range(3)]
     client = secrets.randbits(63)
+    with pytest.raises(ManagerUnavailable):
+        queue.submit(client, 1, items)
     reply = queue.submit(client, 1, items)
     assert trap.wait() is not None and scene.total() == 3
     if lose == "lose_reply":

@@ -282,7 +282,7 @@ def test_no_free_thread(tmp_path: Path) -> None:
     with serving_process(tmp_path / "server.log", "--memory", 150 * 2**20) as served:
         with ExitStack() as stack:
             for _ in range(200):
-                queue = RemoteQueue(join_of(served.address), reconnect=False)
+                queue = RemoteQueue(join_of(served.address))
                 stack.callback(queue.close)
                 try:
                     queue.hello()
