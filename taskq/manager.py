@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL = 0.0005
 """Seconds: how long a waking thread may wait for the interpreter. With Python's 5 ms each call would wait that long."""
+COLLECT_YOUNGEST_AFTER = 5_000
+"""Objects: one submit call makes some thousands that live as long as the call."""
 COLLECT_OLDEST_AFTER = 1_000_000
 """Collections of the middle generation before the oldest one is collected: a pass over a million tasks takes 0.3 s."""
 BOOT_TIMEOUT = 10.0
@@ -128,7 +130,7 @@ class Manager:
         finally:
             gc.enable()
         gc.freeze()
-        gc.set_threshold(*gc.get_threshold()[:2], COLLECT_OLDEST_AFTER)
+        gc.set_threshold(COLLECT_YOUNGEST_AFTER, gc.get_threshold()[1], COLLECT_OLDEST_AFTER)
         job_queue.start()
         return job_queue
 

@@ -97,7 +97,7 @@ class ClientVerbs(QueueCore):
         """The outcomes of those of these tasks that are not final; what is told of them is on disk."""
         with self._lock:
             if any(self._commit.is_dirty(task_id) for task_id in ids):
-                self._commit.settle(self._commit.mark)
+                self._commit.settle_all()
             found = (self._state.tasks.get(task_id) for task_id in ids)
             return {task.id: outcome(task) for task in found if task is not None and task.state not in FINAL}
 

@@ -7,6 +7,9 @@ covered. Who comes meanwhile waits, and is in the next one. With one caller ther
 which would cost more than the SQL; with many, batches form by themselves (DeWitt et al., "Implementation Techniques for
 Main Memory Database Systems", 1984, for the idea of group commit).
 
+Nobody waits for a hand-out, and a task that ends soon after it need not be written twice: hand-outs are kept apart
+(`hand_out`), and only those that still run after two calls of `ripen` become changes like others.
+
 Memory is never rolled back. When a write fails, every waiting caller gets `OutcomeUnknown`, nothing is accepted any
 more, and the manager ends: its next start believes the disk.
 """
@@ -18,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from taskq.errors import OutcomeUnknown, StoreFailed
-from taskq.queue.task import FINAL, Task, TaskRow, to_row
+from taskq.queue.task import FINAL, RUNNING, Task, TaskRow, to_row
 from taskq.stores.base import INLINE_PAYLOAD, Batch, CallRow, KeyRow, Store, TypeRow, WorkerRow
 
 
@@ -56,6 +59,8 @@ class GroupCommit:
         self._failed = failed
         self._done = threading.Condition(lock)
         self._unwritten = _Unwritten()
+        self._handed_out: dict[int, Task] = {}
+        self._ripening: dict[int, Task] = {}
         self._mark = 0
         self._covered = 0
         self._leading = False
@@ -71,7 +76,7 @@ class GroupCommit:
     @property
     def idle(self) -> bool:
         """Whether everything is on disk."""
-        return self._covered == self._mark
+        return self._covered == self._mark and not self._handed_out and not self._ripening
 
     def add(self, tasks: Iterable[Task]) -> int:
         """Records have changed; gives the mark to wait for."""
@@ -80,6 +85,19 @@ class GroupCommit:
             unwritten[task.id] = task
         self._mark += 1
         return self._mark
+
+    def hand_out(self, tasks: Iterable[Task]) -> None:
+        """Tasks have begun to run: to be written by the second `ripen` from now, if they still do."""
+        unwritten = self._unwritten.tasks
+        for task in tasks:
+            if task.id not in unwritten:  # else the next commit takes it along as it is then
+                self._handed_out[task.id] = task
+
+    def ripen(self) -> int:
+        """Hand-outs get older; gives the mark that covers those of the time before the last call."""
+        due, self._ripening, self._handed_out = self._ripening, self._handed_out, {}
+        running = [task for task in due.values() if task.state is RUNNING]
+        return self.add(running) if running else 0
 
     def add_call(self, call: CallRow, keys: Iterable[KeyRow]) -> None:
         """A submit call, and the keys of its tasks; followed by `add` of the tasks."""
@@ -97,12 +115,18 @@ class GroupCommit:
 
     def is_dirty(self, task_id: int) -> bool:
         """Whether this task has a change that no transaction has taken yet."""
-        return task_id in self._unwritten.tasks
+        return task_id in self._unwritten.tasks or task_id in self._handed_out or task_id in self._ripening
 
     def settle(self, mark: int) -> None:
         """Return when everything up to ``mark`` is on disk. Raises `OutcomeUnknown`."""
         while self._covered < mark:
             self._step()
+
+    def settle_all(self) -> None:
+        """Return when everything until now is on disk, hand-outs too. Raises `OutcomeUnknown`."""
+        self.ripen()
+        self.ripen()
+        self.settle(self._mark)
 
     def settle_submits(self, task_id: int) -> None:
         """Return when the submit of this task, and all before it, are on disk. Raises `OutcomeUnknown`."""

@@ -6,8 +6,8 @@ for that commit where its reply depends on it, and then wakes whoever is concern
 the lock. Nothing here knows sockets, and nothing in the state machine knows any of this.
 
 A reply that tells of a change (submit, report, cancel; also a state or result that somebody asks for) leaves after the
-commit that holds it. A hand-out is not waited for: it is written with the next commit, or by the housekeeper within
-50 ms; but a `reserve` waits for the commit of the submits that it hands out.
+commit that holds it. A hand-out is not waited for: the housekeeper has it written within 50 ms, if the task still runs
+then; but a `reserve` waits for the commit of the submits that it hands out.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class QueueCore:
         self._housekeeper.stop()
         with self._lock:
             if not self._commit.broken:
-                self._commit.settle(self._commit.mark)
+                self._commit.settle_all()
         self._store.close()
 
     # -- chores (see `taskq.queue.housekeeper`)
@@ -120,7 +120,7 @@ class QueueCore:
             now = self._now()
             for changes in self._state.tick(now):
                 self._finish(changes, durable=False)
-            self._commit.settle(self._lingering)
+            self._commit.settle(max(self._lingering, self._commit.ripen()))
             self._lingering = self._commit.mark
             waits = [self._state.next_deadline(now), None if self._commit.idle else LINGER]
         return min((wait for wait in waits if wait is not None), default=ROUND)
@@ -172,6 +172,11 @@ class QueueCore:
             self._housekeeper.expect(self._state.scheduled[0][0] - self._clock.wall())
         return mark
 
+    def _record_handouts(self, tasks: Sequence[Task]) -> None:
+        task_log.transitions(tasks)
+        self._commit.hand_out(tasks)
+        self._housekeeper.expect(LINGER)
+
     def _finish(self, changes: Changes, *, durable: bool) -> None:
         """Record changes, wait for their commit if asked to, then wake whom they concern."""
         mark = self._record(changes)
@@ -190,7 +195,7 @@ class QueueCore:
 
     def _write_out(self) -> None:
         with self._lock:
-            self._commit.settle(self._commit.mark)
+            self._commit.settle_all()
 
     def _purge_piece(self, states: Sequence[State], finished_before: float) -> int:
         gone = self._store.purge(states, finished_before, PURGE_STEP, self._clock.wall())

@@ -16,8 +16,8 @@ from taskq.logs import event
 
 log = logging.getLogger("taskq.queue")
 
-LINGER = 0.05
-"""Seconds that a hand-out may wait for somebody else's commit."""
+LINGER = 0.025
+"""Seconds that a change for which nobody waits may wait for somebody else's commit; a hand-out: twice that."""
 ROUND = 1.0
 """Seconds: longest sleep."""
 TIDY = 60.0

@@ -128,7 +128,7 @@ class WorkerVerbs(QueueCore):
                 if left <= 0:
                     return Reserved((), False)
                 called = worker if self._waiting.wait(worker, left) else None
-            self._record(changes)
+            self._record_handouts(changes.written)
             handouts = [_handout(task) for task in tasks]
             self._commit.settle_submits(max(task.id for task in tasks))
         whole = self._with_payloads(handouts)

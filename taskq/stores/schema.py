@@ -81,11 +81,12 @@ _RESULT = _FIELDS.index("result")
 _make = TaskRow._make
 _NEVER_RUN = (0, 0, 0, False, None, None, None, None, None, None)
 
-_LARGEST = 256
+_LARGEST = 1_000
+"""Rows of one statement: as many as a submit call brings. With 24 columns it is within SQLite's limit of parameters."""
 
 
 class Insert:
-    """``INSERT`` of any number of rows, as few statements: sizes are powers of two, so that each is prepared once."""
+    """``INSERT`` of any number of rows, as few statements: of `_LARGEST` halved, so that each is prepared once."""
 
     def __init__(self, table: str, columns: Sequence[str], ending: str = "") -> None:
         self._beginning = f"INSERT INTO {table} ({', '.join(columns)}) VALUES "

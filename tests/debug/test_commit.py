@@ -119,6 +119,30 @@ def test_a_task_that_finishes_before_it_was_written_as_running_is_written_once(
     assert not queue._state.tasks, "a final record leaves memory once it is stored"
 
 
+def test_a_hand_out_is_written_when_its_task_still_runs_after_two_rounds(queue: JobQueue, store: GatedStore) -> None:
+    """Other commits leave it out, since most tasks of a busy queue end before it is worth a row."""
+    session = join(queue)
+    queue.submit(1, 1, [item(), item()])
+    slow, quick = queue.reserve("w", session, 2, 0, (), 1.0).tasks
+    queue.report("w", session, [(ACK, quick.id, quick.run, b"r", 0.1)])
+    queue.tick()
+    assert [(row.id, row.state) for batch in store.batches for row in batch.changed] == [(quick.id, 4)]
+    queue.tick()
+    assert [(row.id, row.state) for batch in store.batches for row in batch.changed] == [(quick.id, 4), (slow.id, 3)]
+    written = len(store.batches)
+    queue.tick()
+    queue.tick()
+    assert len(store.batches) == written, "nothing is written twice"
+
+
+def test_whoever_is_told_that_a_task_runs_can_rely_on_it(queue: JobQueue, store: GatedStore) -> None:
+    session = join(queue)
+    queue.submit(1, 1, [item()])
+    (task,) = queue.reserve("w", session, 1, 0, (), 1.0).tasks
+    assert [told.state for told in queue.wait([task.id], 0)] == ["running"]
+    assert store.get([task.id])[task.id].state == 3
+
+
 def test_a_hand_out_waits_for_the_submit_that_it_hands_out(
     queue: JobQueue, store: GatedStore, threads: ThreadPoolExecutor
 ) -> None:

@@ -352,9 +352,9 @@ def test_many_rows_are_few_steps(store: SqliteStore) -> None:
     steps: list[str] = []
     assert store._db is not None
     store._db.set_trace_callback(steps.append)
-    store.write(Batch(new=[row(id) for id in range(1, 513)]))
-    store.write(Batch(changed=[done(id) for id in range(1, 513)]))
-    assert len(steps) == 2 * len(("BEGIN", "256 rows", "256 rows", "UPDATE store", "COMMIT"))
+    store.write(Batch(new=[row(id) for id in range(1, 1_501)]))
+    store.write(Batch(changed=[done(id) for id in range(1, 1_501)]))
+    assert len(steps) == 2 * len(("BEGIN", "1000 rows", "500 rows", "UPDATE store", "COMMIT"))
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="errors of the disk are injected with strace")
