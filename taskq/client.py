@@ -21,11 +21,11 @@ from taskq.catalog import Catalog, Offer
 from taskq.config import Join, find_join, state_dir
 from taskq.errors import BadArguments, ConfigError, PayloadTooLarge, TaskqError
 from taskq.feed import Feed
-from taskq.link import Link, Remote
 from taskq.queue.task import NewTask
+from taskq.reconnecting import Reconnecting
 from taskq.registry import Options, Prepared, TaskType, current_task
 from taskq.results import Results, TaskHandle
-from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Hello
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Connection, Hello
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
 
@@ -67,7 +67,7 @@ class Client:
 
         find()  # so that files that are no good are heard of at once
 
-        def connect() -> Remote:  # looks again each time: a manager that was restarted may have another port
+        def connect() -> Connection:  # looks again each time: a manager that was restarted may have another port
             return RemoteQueue(find(), connect_timeout=connect_timeout)
 
         self._setup(connect, connect_timeout, allow_unknown)
@@ -75,7 +75,7 @@ class Client:
     @classmethod
     def over(
         cls,
-        connect: Callable[[], Remote],
+        connect: Callable[[], Connection],
         *,
         patience: float = 5.0,
         allow_unknown: bool = False,
@@ -91,7 +91,7 @@ class Client:
 
     def _setup(
         self,
-        connect: Callable[[], Remote],
+        connect: Callable[[], Connection],
         patience: float,
         allow_unknown: bool,
         warn: Callable[[str], None] = _log.warning,
@@ -105,10 +105,10 @@ class Client:
         self._closed = False
         self._seq = 0
         self._submitting = threading.Lock()
-        self._link = Link(connect, self._met_anew, self.id)
+        self._manager = Reconnecting(connect, self._met_anew, self.id)
         self.catalog = Catalog(self._ask_types, warn, allow_unknown)
-        self._feed = Feed(self.id, self._open_link())
-        self._results = Results(self._feed, self._link, self._open_link, patience)
+        self._feed = Feed(self.id, self._open_connection())
+        self._results = Results(self._feed, self._manager, self._open_connection, patience)
         _clients.add(self)
 
     def __enter__(self) -> Client:
@@ -122,7 +122,7 @@ class Client:
     def close(self) -> None:
         """Close the connections. Tasks go on; waiting for a result of this client raises from now on."""
         self._closed = True
-        self._link.close()
+        self._manager.close()
         self._results.close()
         self._feed.close()
 
@@ -204,7 +204,7 @@ class Client:
             with self._submitting:  # so that the numbers of the calls reach the manager in order
                 self._seq += 1
                 seq = self._seq
-                reply = self._link.call(lambda queue: queue.submit(self.id, seq, items), self._patience)
+                reply = self._manager.call(lambda queue: queue.submit(self.id, seq, items), self._patience)
                 store = self.hello()["store_id"]
             handles: list[TaskHandle[Any]] = [TaskHandle(self._results, id, store, own=True) for id in reply.ids]
             for position in reply.existing:  # perhaps another client's: then our feed has no news of it
@@ -250,10 +250,10 @@ class Client:
 
     def hello(self) -> Hello:
         """What the manager says of itself; asked once a connection."""
-        if self._link.hello is None:
-            self._link.call(lambda queue: queue.hello(), self._patience)
-        assert self._link.hello is not None
-        return self._link.hello
+        if self._manager.hello is None:
+            self._manager.call(lambda queue: queue.hello(), self._patience)
+        assert self._manager.hello is not None
+        return self._manager.hello
 
     # -- inside
 
@@ -263,8 +263,8 @@ class Client:
             self._results.disown()
             self._setup(*self._given)
 
-    def _open_link(self) -> Link:
-        return Link(self._connect, self._met, self.id)
+    def _open_connection(self) -> Reconnecting:
+        return Reconnecting(self._connect, self._met, self.id)
 
     def _met(self, hello: Hello) -> None:
         self._feed.meet(hello["store_id"])
@@ -274,7 +274,7 @@ class Client:
         self._met(hello)
 
     def _ask_types(self) -> Any:
-        return self._link.call(lambda queue: queue.types(), self._patience)
+        return self._manager.call(lambda queue: queue.types(), self._patience)
 
 
 def _after_fork() -> None:

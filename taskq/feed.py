@@ -23,8 +23,9 @@ from weakref import WeakValueDictionary
 
 from taskq.clock import SystemClock
 from taskq.errors import StoreChanged, TaskqError
-from taskq.link import PASSING, Link, closed, pause
+from taskq.pauses import Pauses
 from taskq.queue.task import FINAL
+from taskq.reconnecting import PASSING, Reconnecting, closed
 from taskq.service import MAX_BATCH, MAX_WAIT, Outcome
 
 SETTLED = frozenset(state.label for state in FINAL) | {"unknown"}
@@ -67,9 +68,9 @@ class Watch:
 class Feed:
     """The results feed of one client (``client``: its number)."""
 
-    def __init__(self, client: int, link: Link) -> None:
+    def __init__(self, client: int, manager: Reconnecting) -> None:
         self.client = client
-        self._link = link
+        self._manager = manager
         self._clock = SystemClock()
         self._changed = threading.Condition()
         self._open: WeakValueDictionary[int, Slot] = WeakValueDictionary()
@@ -193,7 +194,7 @@ class Feed:
     def close(self) -> None:
         """End the thread and everybody who waits."""
         self._closed.set()
-        self._link.close()
+        self._manager.close()
         with self._changed:
             self._changed.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -208,15 +209,16 @@ class Feed:
                 self._thread.start()
 
     def _run(self) -> None:
-        cursor, attempt = 0, 0
+        cursor, pauses = 0, Pauses(self.client)
         timeout = 0.0  # the first poll of a manager begins its feed; what was before is asked for by id
         while not self._closed.is_set():
             try:
                 cursor = self._take(cursor, timeout)
-                attempt, timeout = 0, MAX_WAIT
+                timeout = MAX_WAIT
+                pauses.reset()
             except PASSING:
-                attempt, timeout = attempt + 1, 0.0
-                self._closed.wait(pause(attempt, self.client))
+                timeout = 0.0
+                self._closed.wait(pauses.next())
             except TaskqError as error:
                 self._fail(error)
             except Exception as error:  # the loop's body: nobody may wait for a thread that has died
@@ -224,7 +226,7 @@ class Feed:
 
     def _take(self, cursor: int, timeout: float) -> int:
         """One poll; gives the next cursor."""
-        reply = self._link.call(lambda queue: queue.finished(self.client, cursor, timeout), 0.0)
+        reply = self._manager.call(lambda queue: queue.finished(self.client, cursor, timeout), 0.0)
         if reply.lagged or timeout == 0:
             with self._changed:
                 self._lags += 1
@@ -235,7 +237,7 @@ class Feed:
         return reply.cursor
 
     def _ask(self, ids: Sequence[int]) -> Sequence[Outcome]:
-        return self._link.call(lambda queue: queue.wait(ids, 0.0), 0.0)
+        return self._manager.call(lambda queue: queue.wait(ids, 0.0), 0.0)
 
     def _fail(self, error: TaskqError) -> None:
         with self._changed:

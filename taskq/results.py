@@ -10,7 +10,7 @@ from typing import Generic, TypeVar, cast
 from taskq.clock import SystemClock
 from taskq.errors import ResultExpired, TaskCancelled, TaskFailed, TaskNotFound, TaskqError
 from taskq.feed import SETTLED, Feed, Slot
-from taskq.link import PASSING, Link, closed
+from taskq.reconnecting import PASSING, Reconnecting, closed
 from taskq.service import MAX_BATCH, MAX_WAIT, Outcome
 from taskq.wire.codec import decode
 
@@ -119,19 +119,21 @@ def cause(outcome: Outcome) -> RemoteTraceback | None:
 class Results:
     """Where handles get their news: the feed for a client's own tasks, questions by id for all others.
 
-    ``link`` is the connection for short calls, repeated for ``patience`` seconds; ``open_link`` makes further ones, for
-    threads that wait by id.
+    ``manager`` is the connection for short calls, repeated for ``patience`` seconds; ``open_connection`` makes further
+    ones, for threads that wait by id.
     """
 
-    def __init__(self, feed: Feed, link: Link, open_link: Callable[[], Link], patience: float) -> None:
+    def __init__(
+        self, feed: Feed, manager: Reconnecting, open_connection: Callable[[], Reconnecting], patience: float
+    ) -> None:
         self._feed = feed
-        self._link = link
-        self._open_link = open_link
+        self._manager = manager
+        self._open_connection = open_connection
         self._patience = patience
         self._clock = SystemClock()
         self._lock = threading.Lock()
-        self._idle: list[Link] = []
-        self._used: set[Link] = set()
+        self._idle: list[Reconnecting] = []
+        self._used: set[Reconnecting] = set()
         self._closed = False
         self._disowned = False
 
@@ -150,7 +152,7 @@ class Results:
     def cancel(self, slot: Slot) -> bool:
         """Cancel the task; True when it will not run. Raises `TaskNotFound`."""
         self._refuse_if_disowned()
-        (state,) = self._link.call(lambda queue: queue.cancel([slot.id]), self._patience)
+        (state,) = self._manager.call(lambda queue: queue.cancel([slot.id]), self._patience)
         self._check(slot)
         if state == "unknown":
             raise TaskNotFound(f"there is no task {slot.id}")
@@ -174,7 +176,7 @@ class Results:
         if outcome.result is None:
             self._refuse_if_disowned()
             with suppress(TaskNotFound):  # it was purged since: the same as a result that is gone
-                outcome = self._link.call(lambda queue: queue.result(slot.id), self._patience)
+                outcome = self._manager.call(lambda queue: queue.result(slot.id), self._patience)
             self._check(slot)
             if outcome.result is None:
                 raise ResultExpired(f"the result of task {slot.id} is no longer kept")
@@ -187,7 +189,7 @@ class Results:
         """What each of these tasks is now, final or not."""
         outcomes: list[Outcome] = []
         for part in _parts(slots):
-            outcomes += _wait(self._link, part, 0.0, self._patience)
+            outcomes += _wait(self._manager, part, 0.0, self._patience)
         for slot in slots:
             self._check(slot)
         return outcomes
@@ -197,13 +199,13 @@ class Results:
         end = FOREVER if timeout is None else self._clock.monotonic() + timeout
         parts = _parts(slots)
         longest = MAX_WAIT if len(parts) == 1 else 0.2
-        with self._borrowed() as link:
+        with self._borrowed() as manager:
             while True:
                 settled: list[Slot] = []
                 for part in parts:
                     left = max(0.0, end - self._clock.monotonic())
                     try:
-                        outcomes = _wait(link, part, 0.0 if settled else min(left, longest), left)
+                        outcomes = _wait(manager, part, 0.0 if settled else min(left, longest), left)
                     except PASSING:
                         if self._closed:
                             raise closed() from None
@@ -241,10 +243,10 @@ class Results:
         """Close the connections that were opened to wait by id."""
         with self._lock:
             self._closed = True
-            links = [*self._idle, *self._used]
+            opened = [*self._idle, *self._used]
             self._idle.clear()
-        for link in links:
-            link.close()
+        for manager in opened:
+            manager.close()
 
     def disown(self) -> None:
         """This process was forked from the one that made the handles: their news go there."""
@@ -257,19 +259,19 @@ class Results:
             )
 
     @contextmanager
-    def _borrowed(self) -> Iterator[Link]:
+    def _borrowed(self) -> Iterator[Reconnecting]:
         with self._lock:
             if self._closed:
                 raise closed()
-            link = self._idle.pop() if self._idle else self._open_link()
-            self._used.add(link)
+            manager = self._idle.pop() if self._idle else self._open_connection()
+            self._used.add(manager)
         try:
-            yield link
+            yield manager
         finally:
             with self._lock:
-                self._used.discard(link)
+                self._used.discard(manager)
                 if not self._closed:
-                    self._idle.append(link)
+                    self._idle.append(manager)
 
     def _check(self, slot: Slot) -> None:
         if not slot.store:
@@ -286,9 +288,9 @@ def _parts(slots: Sequence[Slot]) -> list[Sequence[Slot]]:
     return [slots[start : start + MAX_BATCH] for start in range(0, len(slots), MAX_BATCH)]
 
 
-def _wait(link: Link, slots: Sequence[Slot], timeout: float, patience: float) -> Sequence[Outcome]:
+def _wait(manager: Reconnecting, slots: Sequence[Slot], timeout: float, patience: float) -> Sequence[Outcome]:
     ids = [slot.id for slot in slots]
-    return link.call(lambda queue: queue.wait(ids, timeout), patience, first_too=patience > timeout)
+    return manager.call(lambda queue: queue.wait(ids, timeout), patience, first_too=patience > timeout)
 
 
 def _found(slot: Slot) -> Outcome:

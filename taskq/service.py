@@ -309,5 +309,13 @@ class QueueService(Protocol):
         ...
 
 
+class Connection(QueueService, Protocol):
+    """A queue behind a connection, such as `taskq.wire.client.RemoteQueue`."""
+
+    def close(self) -> None:
+        """End it for good, from any thread; a call under way raises `ManagerUnavailable`."""
+        ...
+
+
 VERBS = tuple(name for name in vars(QueueService) if not name.startswith("_"))
 """The names of all verbs: what the wire exposes."""

@@ -19,8 +19,8 @@ from taskq.clock import SystemClock
 from taskq.config import write_private
 from taskq.entries import BadEntry, Entry
 from taskq.errors import BadArguments, NotEncodable, PayloadTooLarge, TaskqError, UnknownTaskType
-from taskq.link import PASSING
 from taskq.queue.task import NewTask
+from taskq.reconnecting import PASSING
 from taskq.registry import named
 from taskq.results import TaskHandle
 

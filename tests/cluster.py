@@ -135,7 +135,7 @@ class Cluster:
 
     def worker_processes(self) -> list[psutil.Process]:
         """The worker processes that run now, whichever pool they belong to."""
-        return [found for found in self.alive() if "taskq.workers.worker" in _command(found)]
+        return [found for found in self.alive() if "taskq.workers.process" in _command(found)]
 
     def alive(self) -> list[psutil.Process]:
         """Every process that came out of this cluster and runs."""

@@ -23,7 +23,7 @@ from taskq.service import ChildInfo, PoolInfo
 from taskq.workers import control
 from taskq.workers.slots import Running, SlotTable
 
-_COMMAND = (sys.executable, "-m", "taskq.workers.worker")
+_COMMAND = (sys.executable, "-m", "taskq.workers.process")
 _SUSPENDED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 

@@ -18,9 +18,8 @@ from taskq import logs
 from taskq.clock import Clock
 from taskq.config import Join
 from taskq.errors import BadArguments, Malformed, ManagerUnavailable, StaleRun, TaskqError
-from taskq.service import ChildInfo, PoolInfo
-from taskq.workers.link import Connection
-from taskq.workers.pauses import Pauses
+from taskq.pauses import Pauses
+from taskq.service import ChildInfo, Connection, PoolInfo
 
 LOOK = 1.0
 """Seconds between two questions whether the manager is there."""
@@ -40,8 +39,8 @@ class Death(NamedTuple):
 class Keeper:
     """See the module's text.
 
-    ``find_join`` says where the manager is, anew before each attempt to reach it, and ``connect`` makes a connection
-    that does not reconnect by itself. ``children`` describes those that live. ``on_drain`` is called when the manager
+    ``find_join`` says where the manager is, anew before each attempt to reach it, and ``connect`` makes a connection.
+    ``children`` describes those that live. ``on_drain`` is called when the manager
     wants the pool to leave, ``on_join`` when the manager has another address or key than before. The callbacks are
     called from the keeper's thread.
     """

@@ -1,9 +1,9 @@
-"""One worker process: reserve, run, report.
+"""The threads of one worker process: reserve, run, report.
 
 Theory of operation::
 
                     manager
-             reserve │     ▲ report                     (two connections: `link`)
+             reserve │     ▲ report                     (two connections: `attachment`)
                      ▼     │
       reserving thread    reporting thread
                      │     ▲
@@ -28,37 +28,29 @@ the manager, since long tasks are in front of it.
  5. Goodbye to the manager (`detach`), a mark in the slot table for the parent, exit.
 
 A parent that is gone (end of file on standard input) means the same, but the wait of step 4 ends by itself after
-`ORPHAN_PATIENCE`. What is lost with the connection, and why nothing is run or reported twice by it, is told in `link`.
+`ORPHAN_PATIENCE`. What is lost with the connection, and why nothing is run or reported twice by it, is told in
+`attachment`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import gc
 import logging
 import os
 import queue
-import signal
-import socket
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from traceback import format_exc
-from types import FrameType
 
-from taskq import builtin_tasks, logs, registry
-from taskq.clock import Clock, SystemClock
-from taskq.config import Join
-from taskq.errors import AuthenticationFailed, ProtocolMismatch, ShuttingDown, TaskqError
-from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, NACK, PROGRESS, Handout, WorkerInfo
-from taskq.wire.client import RemoteQueue
-from taskq.workers import control
+from taskq import logs
+from taskq.clock import Clock
+from taskq.errors import ShuttingDown, TaskqError
+from taskq.pauses import Pauses
+from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, NACK, PROGRESS, Handout
+from taskq.workers.attachment import Attachment, Outcome, ReportedDead
 from taskq.workers.backlog import Backlog
 from taskq.workers.executor import Executor, Types
-from taskq.workers.link import Link, Outcome, ReportedDead
-from taskq.workers.pauses import Pauses
 from taskq.workers.slots import SlotTable
 
 ORPHAN_PATIENCE = 30.0
@@ -66,20 +58,20 @@ ORPHAN_PATIENCE = 30.0
 TICK = 1.0
 """Seconds between two looks at the connection, and at tasks that cannot begin, while all threads are busy."""
 
-_log = logging.getLogger("taskq.workers.worker")  # not __name__, which is "__main__" here
+_log = logging.getLogger(__name__)
 
 
 class Worker:
-    """The threads of one worker process around a `Link`; see the module's text. ``types`` finds the functions."""
+    """The threads of one process around an `Attachment`; see the module's text. ``types`` finds the functions."""
 
-    def __init__(self, link: Link, types: Types, slots: SlotTable, threads: int, clock: Clock) -> None:
-        self._link = link
+    def __init__(self, attachment: Attachment, types: Types, slots: SlotTable, threads: int, clock: Clock) -> None:
+        self._attachment = attachment
         self._slots = slots
         self._monotonic = clock.monotonic
         self._executor = Executor(types, slots, self._on_progress, clock.monotonic)
         self._threads = threads
         self._all_threads: list[threading.Thread] = []
-        self._backlog = Backlog(threads, link.held)
+        self._backlog = Backlog(threads, attachment.held)
         self._finished: deque[Outcome] = deque()
         self._unsent: list[Outcome] = []
         self._progress: dict[int, Outcome] = {}
@@ -143,7 +135,7 @@ class Worker:
 
     def _end(self) -> None:
         self.over.set()
-        self._link.close()
+        self._attachment.close()
         self._backlog.close()
         self.wake()
 
@@ -151,7 +143,7 @@ class Worker:
 
     def _work(self, slot: int) -> None:
         self._slots.own(slot)
-        backlog, finished, held, run = self._backlog, self._finished, self._link.held, self._executor.run
+        backlog, finished, held, run = self._backlog, self._finished, self._attachment.held, self._executor.run
         while (handout := backlog.take()) is not None:
             if held.get(handout.run) is handout:  # else it was taken away while it waited here
                 report = run(slot, handout)
@@ -171,7 +163,7 @@ class Worker:
     def _reserve_step(self) -> None:
         if self._draining:
             self._stop_reserving()
-        if not self._link.up:
+        if not self._attachment.up:
             self._attach()
         elif not self._draining:
             try:
@@ -179,19 +171,19 @@ class Worker:
             except ShuttingDown:
                 self._backlog.sleep(TICK)  # what comes next is its end, or a command to drain
         elif not self._backlog.sleep(TICK):
-            self._link.ping()
+            self._attachment.ping()
 
     def _reserve(self) -> None:
         wanted = self._backlog.wanted()
         if wanted.slots or wanted.extra:
             # A reserve for fast types alone must not wait: a thread that gets free meanwhile could take any type.
-            self._backlog.add(self._link.reserve(*wanted, MAX_WAIT if wanted.slots else 0.0), wanted)
+            self._backlog.add(self._attachment.reserve(*wanted, MAX_WAIT if wanted.slots else 0.0), wanted)
             return
         before = self._backlog.under_way
         if not self._backlog.wait(TICK):
             if self._backlog.under_way == before:
                 self._give_back_unstarted()
-            self._link.ping()
+            self._attachment.ping()
 
     def _give_back_unstarted(self) -> None:
         for handout in self._backlog.take_back():
@@ -208,11 +200,11 @@ class Worker:
 
     def _attach(self) -> None:
         """Look for the manager; once, with a pause after it if that was in vain."""
-        if self._reserving_over and not self._link.held and not self._backlog.under_way:
+        if self._reserving_over and not self._attachment.held and not self._backlog.under_way:
             self._end()  # there is nothing to deliver; the parent tells the manager of the exit
             return
         try:
-            self._link.attach()
+            self._attachment.attach()
         except TaskqError as error:
             logs.event(_log, logging.DEBUG, "connection_lost", error.message)
             self._pause(self._pauses.next())
@@ -224,7 +216,7 @@ class Worker:
         if self._lost_at is None:
             self._lost_at = self._monotonic()
         if self._orphan and not self._backlog.under_way and self._monotonic() - self._lost_at > ORPHAN_PATIENCE:
-            text = f"no parent and no manager: {len(self._link.held)} outcomes could not be delivered"
+            text = f"no parent and no manager: {len(self._attachment.held)} outcomes could not be delivered"
             logs.event(_log, logging.ERROR, "worker_left", text)
             self._end()
         self.over.wait(seconds)
@@ -232,16 +224,16 @@ class Worker:
     # -- the reporting thread
 
     def _report_step(self) -> None:
-        if self._draining and not self._drain_told and self._link.up:
+        if self._draining and not self._drain_told and self._attachment.up:
             self._drain_told = True
-            self._link.drain()
+            self._attachment.drain()
         self._collect()
         if self._unsent:
-            if self._link.report(self._unsent):
+            if self._attachment.report(self._unsent):
                 self._unsent = []
                 self._backlog.delivered()
             else:
-                self._link.wait(TICK)
+                self._attachment.wait(TICK)
         elif self._all_done():
             self._leave()
         else:
@@ -269,7 +261,7 @@ class Worker:
 
     def _leave(self) -> None:
         """Step 5 of the stop."""
-        if self._link.detach():
+        if self._attachment.detach():
             self._slots.set_left()
         self._end()
 
@@ -280,121 +272,3 @@ def _size(outcome: Outcome) -> int:
     if report[0] == ACK:
         return 40 + len(report[3])
     return 200 + sum(map(len, report[3])) if report[0] == NACK else 100
-
-
-# -- the process -----------------------------------------------------------------------------------------------------
-
-
-class Process:
-    """What is there once in a worker process: configuration, link, worker, the parent's commands, signals."""
-
-    def __init__(self, config: control.ChildConfig, commands: Iterator[str]) -> None:
-        self._config = config
-        self._commands = commands
-        self._join = Join.from_json(config.join, "the parent's join file")
-        self._slots = SlotTable(config.slots, config.threads)
-        self._parent_gone = False
-        self._leaving = False
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # of an Event, `set` may not be called by a handler
-        self._worker: Worker | None = None
-
-    def run(self) -> int:
-        """Boot, work, leave; gives the exit code."""
-        config = self._config
-        for descriptor in (config.slots, config.status):
-            os.set_inheritable(descriptor, False)
-        faulthandler.enable(self._slots.crash_descriptor())
-        os.register_at_fork(after_in_child=control.become_ordinary)
-        threading.Thread(target=self._obey, name="taskq-commands", daemon=True).start()
-        signal.signal(signal.SIGTERM, self._on_term)
-        logs.setup("worker", level=config.log_level, format=config.log_format, worker=config.name)
-        try:
-            registry.load([builtin_tasks.__name__, *config.tasks])
-            worker = self._boot()
-        except TaskqError as error:
-            control.say_error(config.status, error)
-            return 1
-        if worker is not None:
-            control.say_ready(config.status)
-            worker.start()
-            if self._leaving:
-                worker.drain(orphan=self._parent_gone)
-            while not worker.over.wait(TICK):
-                pass  # now and then Python code must run in this thread: it alone handles signals
-        return 0
-
-    def _boot(self) -> Worker | None:
-        """Attach for the first time, however long it takes; None when asked to leave before."""
-        link = Link(self._connect, self._describe(), self._on_lost)
-        gc.collect()
-        gc.freeze()
-        self._worker = Worker(link, registry.lookup, self._slots, self._config.threads, SystemClock())
-        pauses = Pauses(os.getpid())
-        while not self._leaving:
-            try:
-                link.attach()
-            except (AuthenticationFailed, ProtocolMismatch):
-                raise
-            except ReportedDead:
-                return None
-            except TaskqError as error:
-                logs.event(_log, logging.INFO, "connection_lost", error.message)
-                with contextlib.suppress(queue.Empty):
-                    self._wake.get(timeout=pauses.next())
-            else:
-                return self._worker
-        return None
-
-    def _connect(self) -> RemoteQueue:
-        return RemoteQueue(self._join, connect_timeout=self._config.connect_timeout)
-
-    def _describe(self) -> WorkerInfo:
-        config = self._config
-        return WorkerInfo(
-            incarnation=config.incarnation,
-            pool=config.pool,
-            name=config.name,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            threads=config.threads,
-            queues=config.queues,
-            types=[found.describe() for found in registry.all_types()],
-        )
-
-    def _on_lost(self) -> None:
-        if self._worker is not None:
-            self._worker.wake()
-
-    def _on_term(self, number: int, frame: FrameType | None) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        self._leaving = True
-        self._wake.put(None)
-        if self._worker is not None:
-            self._worker.drain(orphan=self._parent_gone)
-
-    def _obey(self) -> None:
-        """Follow the parent's commands until it is gone; then leave too."""
-        for line in self._commands:
-            if line == control.DRAIN:
-                self._leave()
-            elif line.startswith(control.JOIN):
-                self._join = Join.from_json(line[len(control.JOIN) :], "the parent's join file")
-        self._parent_gone = True
-        self._leave()
-
-
-def main() -> int:
-    """The entry point: ``python -m taskq.workers.worker``, started by a pool's parent only."""
-    control.leave_signals_to_the_parent()
-    sys.setswitchinterval(0.0005)
-    lines = control.lines(control.take_over())
-    line = next(lines, None)
-    if line is None:
-        return 0
-    return Process(control.ChildConfig.from_line(line), lines).run()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,8 +29,8 @@ from taskq.stores.memory import MemoryStore
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import decode, encode_arguments
 from taskq.workers import worker as worker_module
+from taskq.workers.attachment import Attachment, Outcome
 from taskq.workers.backlog import EXTRA, Backlog, Wanted
-from taskq.workers.link import Link, Outcome
 from taskq.workers.slots import SlotTable
 from taskq.workers.worker import Worker
 
@@ -134,7 +134,7 @@ class Bench:
         self.lost: list[tuple[int, int]] = []
         self.bad_result: bytes | None = None
         self.seq = 0
-        self.workers: list[tuple[Worker, Link, SlotTable]] = []
+        self.workers: list[tuple[Worker, Attachment, SlotTable]] = []
         self.add("quick", self.quick)
         self.add("gated", self.gated)
 
@@ -164,14 +164,14 @@ class Bench:
             types=[found.describe() for found in self.types.values()],
         )
         slots = SlotTable.create(threads)
-        link = Link(lambda: Wire(self), info, lambda: made.wake())
-        made = Worker(link, self.types.get, slots, threads, SystemClock())
-        link.attach()
+        attachment = Attachment(lambda: Wire(self), info, lambda: made.wake())
+        made = Worker(attachment, self.types.get, slots, threads, SystemClock())
+        attachment.attach()
         made.start()
-        self.workers.append((made, link, slots))
+        self.workers.append((made, attachment, slots))
         return made
 
-    def link(self) -> Link:
+    def attachment(self) -> Attachment:
         return self.workers[-1][1]
 
     def left(self) -> bool:
@@ -219,7 +219,7 @@ def test_tasks_are_run_once_each_and_their_results_arrive(bench: Bench) -> None:
     bench.until(ids, "completed")
     assert bench.ran == Counter(range(900))
     assert [decode(bench.here.queue.result(id).result or b"") for id in ids[:5]] == [0, 1, 2, 3, 4]
-    assert len(bench.link().held) == 0
+    assert len(bench.attachment().held) == 0
 
 
 def test_fast_tasks_come_in_batches_and_slow_ones_do_not(bench: Bench) -> None:
@@ -305,7 +305,7 @@ def test_drain_while_the_manager_is_away_ends_at_once_when_there_is_nothing_to_d
     made = bench.worker()
     bench.here.end()
     try:
-        wait_until(lambda: not bench.link().up)
+        wait_until(lambda: not bench.attachment().up)
         made.drain()
         assert made.over.wait(5)
         assert not bench.left(), "nobody heard a goodbye, so the parent must tell"
@@ -347,7 +347,7 @@ def test_a_cut_while_tasks_run_loses_and_repeats_nothing(bench: Bench) -> None:
     bench.worker(threads=3)
     running = bench.submit("gated", 1, 2, 3)
     bench.until(running, "running")
-    held = sorted((handout.id, handout.run) for handout in bench.link().held.values())
+    held = sorted((handout.id, handout.run) for handout in bench.attachment().held.values())
     bench.proxy.cut()
     wait_until(lambda: len(bench.attached_with) == 2, 5, "the worker to be back though all its threads are busy")
     assert sorted(bench.attached_with[-1]) == held
@@ -365,7 +365,7 @@ def test_cuts_under_load_lose_and_repeat_nothing(bench: Bench) -> None:
         bench.proxy.cut()
     bench.until(ids, "completed", 20)
     assert all(bench.ran[x] == 1 for x in range(4000))
-    wait_until(lambda: not bench.link().held)
+    wait_until(lambda: not bench.attachment().held)
 
 
 def test_a_new_epoch_of_the_manager_takes_over_what_runs(bench: Bench) -> None:
@@ -399,7 +399,7 @@ def test_another_store_gets_nothing_of_the_former_ones_tasks(bench: Bench) -> No
     made = bench.worker(threads=2)
     (old,) = bench.submit("gated", 111)
     bench.until([old], "running")
-    (old_run,) = bench.link().held
+    (old_run,) = bench.attachment().held
     bench.here.end()
     bench.here.store = MemoryStore()
     bench.here.begin()
@@ -407,7 +407,7 @@ def test_another_store_gets_nothing_of_the_former_ones_tasks(bench: Bench) -> No
     assert bench.attached_with[-1] == []
     (new,) = bench.submit("gated", 222)
     bench.until([new], "running")
-    assert (new, list(bench.link().held)) == (old, [old_run])
+    assert (new, list(bench.attachment().held)) == (old, [old_run])
     bench.gate.set()
     bench.until([new], "completed")
     wait_until(lambda: made._backlog.under_way == 0)
@@ -529,5 +529,5 @@ def test_outcomes_of_what_is_not_held_are_never_sent(bench: Bench) -> None:
     """The very hand-out is the proof, not its run number."""
     bench.worker()
     stray = handouts(1, first=10**6)[0]
-    assert bench.link().report([Outcome(stray, (0, stray.id, stray.run, b"", 0.1))])
+    assert bench.attachment().report([Outcome(stray, (0, stray.id, stray.run, b"", 0.1))])
     assert bench.here.queue.snapshot()["totals"].get("completed", 0) == 0

@@ -1,4 +1,4 @@
-"""A worker process's session with the manager: two connections, and the exact list of what the process holds.
+"""How a worker process is attached to the manager: two connections, and the exact list of what the process holds.
 
 Theory of operation. A *session* begins with `attach` and ends when either of its connections fails, or the manager
 says that it is over; then both are closed and the next one begins with another `attach`. Two threads use a session:
@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from taskq import logs
 from taskq.errors import (
@@ -32,21 +32,13 @@ from taskq.errors import (
     StoreFailed,
     TaskqError,
 )
-from taskq.service import ACK, NACK, PROGRESS, Handout, QueueService, Report, WorkerInfo
+from taskq.service import ACK, NACK, PROGRESS, Connection, Handout, Report, WorkerInfo
 from taskq.workers import failures
 
 _SESSION_OVER = (ManagerUnavailable, AuthenticationFailed, ProtocolMismatch, StaleRun, OutcomeUnknown, StoreFailed)
 """Errors after which a session is of no use any more."""
 
 _log = logging.getLogger(__name__)
-
-
-class Connection(QueueService, Protocol):
-    """A way to the manager that can be cut off: `taskq.wire.client.RemoteQueue`."""
-
-    def close(self) -> None:
-        """End the connection, from any thread; a call under way raises `ManagerUnavailable`."""
-        ...
 
 
 class ReportedDead(Exception):
@@ -66,8 +58,8 @@ class _Session(NamedTuple):
     reporting: Connection
 
 
-class Link:
-    """See the module's text. ``connect`` makes a connection that does not reconnect by itself; ``on_lost`` is called,
+class Attachment:
+    """See the module's text. ``connect`` makes a connection; ``on_lost`` is called,
     from any thread, when the session ended."""
 
     def __init__(self, connect: Callable[[], Connection], worker: WorkerInfo, on_lost: Callable[[], None]) -> None:

@@ -1,0 +1,145 @@
+"""A worker process as such: its boot, the parent's commands, signals. Run as ``python -m taskq.workers.process``."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from taskq import builtin_tasks, logs, registry
+from taskq.clock import SystemClock
+from taskq.config import Join
+from taskq.errors import AuthenticationFailed, ProtocolMismatch, TaskqError
+from taskq.pauses import Pauses
+from taskq.service import WorkerInfo
+from taskq.wire.client import RemoteQueue
+from taskq.workers import control
+from taskq.workers.attachment import Attachment, ReportedDead
+from taskq.workers.slots import SlotTable
+from taskq.workers.worker import TICK, Worker
+
+_log = logging.getLogger("taskq.workers.process")  # not __name__, which is "__main__" here
+
+
+class Process:
+    """What is there once in a worker process: configuration, link, worker, the parent's commands, signals."""
+
+    def __init__(self, config: control.ChildConfig, commands: Iterator[str]) -> None:
+        self._config = config
+        self._commands = commands
+        self._join = Join.from_json(config.join, "the parent's join file")
+        self._slots = SlotTable(config.slots, config.threads)
+        self._parent_gone = False
+        self._leaving = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # of an Event, `set` may not be called by a handler
+        self._worker: Worker | None = None
+
+    def run(self) -> int:
+        """Boot, work, leave; gives the exit code."""
+        config = self._config
+        for descriptor in (config.slots, config.status):
+            os.set_inheritable(descriptor, False)
+        faulthandler.enable(self._slots.crash_descriptor())
+        os.register_at_fork(after_in_child=control.become_ordinary)
+        threading.Thread(target=self._obey, name="taskq-commands", daemon=True).start()
+        signal.signal(signal.SIGTERM, self._on_term)
+        logs.setup("worker", level=config.log_level, format=config.log_format, worker=config.name)
+        try:
+            registry.load([builtin_tasks.__name__, *config.tasks])
+            worker = self._boot()
+        except TaskqError as error:
+            control.say_error(config.status, error)
+            return 1
+        if worker is not None:
+            control.say_ready(config.status)
+            worker.start()
+            if self._leaving:
+                worker.drain(orphan=self._parent_gone)
+            while not worker.over.wait(TICK):
+                pass  # now and then Python code must run in this thread: it alone handles signals
+        return 0
+
+    def _boot(self) -> Worker | None:
+        """Attach for the first time, however long it takes; None when asked to leave before."""
+        attachment = Attachment(self._connect, self._describe(), self._on_lost)
+        gc.collect()
+        gc.freeze()
+        self._worker = Worker(attachment, registry.lookup, self._slots, self._config.threads, SystemClock())
+        pauses = Pauses(os.getpid())
+        while not self._leaving:
+            try:
+                attachment.attach()
+            except (AuthenticationFailed, ProtocolMismatch):
+                raise
+            except ReportedDead:
+                return None
+            except TaskqError as error:
+                logs.event(_log, logging.INFO, "connection_lost", error.message)
+                with contextlib.suppress(queue.Empty):
+                    self._wake.get(timeout=pauses.next())
+            else:
+                return self._worker
+        return None
+
+    def _connect(self) -> RemoteQueue:
+        return RemoteQueue(self._join, connect_timeout=self._config.connect_timeout)
+
+    def _describe(self) -> WorkerInfo:
+        config = self._config
+        return WorkerInfo(
+            incarnation=config.incarnation,
+            pool=config.pool,
+            name=config.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            threads=config.threads,
+            queues=config.queues,
+            types=[found.describe() for found in registry.all_types()],
+        )
+
+    def _on_lost(self) -> None:
+        if self._worker is not None:
+            self._worker.wake()
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._leaving = True
+        self._wake.put(None)
+        if self._worker is not None:
+            self._worker.drain(orphan=self._parent_gone)
+
+    def _obey(self) -> None:
+        """Follow the parent's commands until it is gone; then leave too."""
+        for line in self._commands:
+            if line == control.DRAIN:
+                self._leave()
+            elif line.startswith(control.JOIN):
+                self._join = Join.from_json(line[len(control.JOIN) :], "the parent's join file")
+        self._parent_gone = True
+        self._leave()
+
+
+def main() -> int:
+    """The entry point: ``python -m taskq.workers.process``, started by a pool's parent only."""
+    control.leave_signals_to_the_parent()
+    sys.setswitchinterval(0.0005)
+    lines = control.lines(control.take_over())
+    line = next(lines, None)
+    if line is None:
+        return 0
+    return Process(control.ChildConfig.from_line(line), lines).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
