@@ -1,0 +1,248 @@
+"""Nothing is said to be done before it is on disk, and a disk that fails is never believed: watched from outside.
+
+``strace`` writes down the manager's system calls in their order, and lets chosen ones fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster, Process, wait_until
+from traces import MODULE, traces, write_module
+
+from taskq.errors import ManagerUnavailable, OutcomeUnknown, ShuttingDown
+from taskq.queue.task import NewTask
+from taskq.service import ACK, Submitted, WorkerInfo
+from taskq.wire.client import RemoteQueue
+from taskq.wire.codec import encode_arguments
+
+
+def _obstacle() -> str:
+    """Why strace cannot be used here; empty when it can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    tried = subprocess.run(["strace", "-f", "-e", "trace=none", "true"], capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else f"strace does not work here: {tried.stderr.strip()[:100]}"
+
+
+pytestmark = pytest.mark.skipif(bool(_obstacle()), reason=_obstacle())
+
+
+@contextlib.contextmanager
+def strace(process: Process, output: Path, *options: str) -> Iterator[None]:
+    """Watch a process, all its threads included, while the block runs."""
+    command = ["strace", "-f", "-y", "-s", "20000", "-o", output, *options, "-p", str(process.pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stderr is not None
+        try:
+            line = watcher.stderr.readline()
+            assert "attached" in line, line
+            yield
+        finally:
+            watcher.terminate()
+
+
+@dataclass
+class Call:
+    """One system call. ``start``, ``end``: places in the order of all that strace saw; ``thread``: who made it."""
+
+    thread: int
+    name: str
+    text: str
+    start: int
+    end: int
+
+    @property
+    def descriptor(self) -> str:
+        """Its first argument: a number and, in angle brackets, the file or socket."""
+        return self.text.partition(",")[0].partition(")")[0]
+
+    @property
+    def worked(self) -> bool:
+        """Whether it gave no error."""
+        return not re.search(r"\) += -1", self.text)
+
+
+LINE = re.compile(r"(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)")
+
+
+def calls(output: Path) -> list[Call]:
+    """What strace wrote, with calls put together that it had to break in two."""
+    found: list[Call] = []
+    begun: dict[int, Call] = {}
+    for place, line in enumerate(output.read_text(errors="replace").splitlines()):
+        match = LINE.match(line)
+        if match is None:
+            continue  # a thread ended, a signal
+        thread, resumed, name, text = int(match[1]), match[2], match[3], match[4]
+        if resumed:
+            call = begun.pop(thread, None)
+            if call is not None:  # else it had begun before strace came
+                call.text += text
+                call.end = place
+                found.append(call)
+        elif text.endswith("<unfinished ...>"):
+            begun[thread] = Call(thread, name, text.removesuffix("<unfinished ...>"), place, place)
+        else:
+            found.append(Call(thread, name, text, place, place))
+    return found
+
+
+def check_order(found: list[Call], marks: list[str]) -> int:
+    """For each mark: a request with it came in, it was written, that was synced, and only then the reply went out.
+
+    Gives the number of syncs.
+    """
+    syncs = [call for call in found if call.name in ("fdatasync", "fsync") and "-wal>" in call.text and call.worked]
+    writes = [call for call in found if call.name in ("pwrite64", "write") and "-wal>" in call.text]
+    for mark in marks:
+        request = next(call for call in found if call.name == "recvfrom" and mark in call.text)
+        written = next(call for call in writes if mark in call.text)
+        reply = next(
+            call
+            for call in found
+            if call.name in ("sendto", "sendmsg") and call.descriptor == request.descriptor and call.start > request.end
+        )
+        assert reply.worked
+        assert request.end < written.start
+        assert any(written.end < sync.start and sync.end < reply.start for sync in syncs), f"{mark}: reply before sync"
+    return len(syncs)
+
+
+WATCHED = ("-e", "trace=recvfrom,sendto,sendmsg,write,pwrite64,fsync,fdatasync")
+
+
+def test_no_submit_is_answered_before_it_is_synced(cluster: Cluster, tmp_path: Path) -> None:
+    """Several clients at once, so that commits are shared: the reply of each waits for the sync that covers it."""
+    manager = cluster.manager(workers=0)
+    clients, each = 4, 40
+    marks = [[f"mark-{part}-{number:04}-end" for number in range(each)] for part in range(clients)]
+
+    def submit(part: int) -> None:
+        queue = RemoteQueue(cluster.join)
+        client = secrets.randbits(63)
+        for seq, mark in enumerate(marks[part], 1):
+            queue.submit(client, seq, [NewTask("noop", encode_arguments((mark,), {}))])
+        queue.close()
+
+    output = tmp_path / "strace"
+    with strace(manager, output, *WATCHED), ThreadPoolExecutor(clients) as pool:
+        list(pool.map(submit, range(clients)))
+    syncs = check_order(calls(output), [mark for part in marks for mark in part])
+    print(f"{clients * each} submits, {syncs} syncs")
+    assert syncs < clients * each, "no commit was shared: the test shows less than it should"
+
+
+def test_no_report_is_answered_before_it_is_synced(cluster: Cluster, tmp_path: Path) -> None:
+    manager = cluster.manager(workers=0)
+    queue = cluster.service()
+    items = [NewTask("noop", encode_arguments((), {}))] * 100
+    queue.submit(1, 1, items)
+    pool: Any = {"id": "p", "name": "p", "host": "h", "pid": 1, "local": None}
+    noop: Any = {
+        "name": "noop",
+        "parameters": (),
+        "queue": "default",
+        "max_retries": 0,
+        "backoff": 1.0,
+        "timeout": None,
+    }
+    info = WorkerInfo(
+        incarnation="i", pool=pool, name="p/0", host="h", pid=2, threads=100, queues=(), types=[{**noop, "workers": 0}]
+    )
+    session = queue.attach(info, ())["session"]
+    tasks = queue.reserve("i", session, 100, 0, (), 1.0).tasks
+    assert len(tasks) == 100
+    marks = [f"result-{task.id:04}-end" for task in tasks]
+    output = tmp_path / "strace"
+    with strace(manager, output, *WATCHED):
+        watched = cluster.service()  # a connection that strace sees from its beginning
+        for task, mark in zip(tasks, marks, strict=True):
+            assert watched.report("i", session, [(ACK, task.id, task.run, mark.encode(), 0.1)]) == ()
+    check_order(calls(output), marks)
+
+
+# -- a disk that fails
+
+FAULTS = {
+    "every sync fails": "fdatasync,fsync:error=EIO",
+    "one sync fails": "fdatasync,fsync:error=EIO:when=1",
+    "every write fails": "pwrite64:error=EIO",
+    "no space for anything": "pwrite64:error=ENOSPC",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failed_write_ends_the_manager_and_the_next_one_believes_the_disk(
+    cluster: Cluster, tmp_path: Path, fault: str
+) -> None:
+    write_module(cluster.folder)
+    manager = cluster.manager(workers=0)
+    pool = cluster.pool("--tasks", MODULE, workers=1, threads=1)
+    client = cluster.client()
+    before = [handle.id for handle in client.map("quick", range(20))]
+    running = client.submit("hold", "a").id
+    wait_until(lambda: any(trace.id == running for trace in traces(cluster.folder, "begin")), 15.0, "it to begin")
+    waiting = client.submit("quick", 20).id
+    client.close()
+
+    doubtful = [(secrets.randbits(63), [NewTask("quick", encode_arguments((100 + n,), {}))] * 2) for n in range(3)]
+    with strace(manager, tmp_path / "strace", "-e", f"inject={FAULTS[fault]}"):
+        with ThreadPoolExecutor(len(doubtful)) as callers:
+            answers = list(callers.map(lambda call: attempt(cluster, *call), doubtful))
+        manager.asked = True
+        assert manager.popen.wait(20) == 1
+    assert answers.count("unknown") >= 1 and set(answers) <= {"unknown", "too late"}, answers
+    assert "the next start believes the disk" in manager.output
+
+    (cluster.folder / "a.go").touch()  # it ends while there is no manager
+    cluster.manager(workers=0)
+    service = cluster.service()
+    first = [service.submit(client, 1, items) for client, items in doubtful]
+    assert [service.submit(client, 1, items) for client, items in doubtful] == first, "the answer changed"
+    again = [id for reply in first for id in reply.ids]
+    everything = [*before, running, waiting, *again]
+    assert len(set(everything)) == len(everything), "an id was given twice"
+    wait_until(lambda: {one.state for one in service.wait(everything, 0)} == {"completed"}, 30.0, "all tasks")
+    assert {one.deaths for one in service.wait(everything, 0)} == {0}
+    begun = [trace.id for trace in traces(cluster.folder, "begin")]
+    assert sorted(begun) == sorted(everything), "something ran twice, or runs that nobody submitted"
+    assert pool.popen.poll() is None
+
+
+def attempt(cluster: Cluster, client: int, items: list[NewTask]) -> str | Submitted:
+    """Make one call once; gives how it ended."""
+    queue = RemoteQueue(cluster.join)
+    try:
+        return queue.submit(client, 1, items)
+    except OutcomeUnknown:
+        return "unknown"
+    except (ShuttingDown, ManagerUnavailable):  # it came when the manager was ending, or had ended
+        return "too late"
+    finally:
+        queue.close()
+
+
+def test_a_disk_that_is_full_once_is_helped_by_the_reserve(cluster: Cluster, tmp_path: Path) -> None:
+    manager = cluster.manager(workers=0)
+    reserve = cluster.state / "store.sqlite.reserve"
+    assert reserve.stat().st_size > 2**20
+    before = reserve.stat().st_ino
+    with strace(manager, tmp_path / "strace", "-e", "inject=pwrite64:error=ENOSPC:when=1"):
+        reply = cluster.service().submit(1, 1, [NewTask("noop", encode_arguments((), {}))])
+    assert manager.popen.poll() is None
+    wait_until(lambda: reserve.exists() and reserve.stat().st_ino != before, 10.0, "a new reserve")
+    assert cluster.service().get(reply.ids)[0]["state"] == "pending"
+    manager.kill()
+    cluster.manager(workers=0)
+    assert cluster.service().get(reply.ids)[0]["state"] == "pending"
