@@ -31,6 +31,7 @@ from taskq.queue.job_queue import JobQueue
 from taskq.stores.base import Store
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
+from taskq.wire.door import ask_for_descriptors
 from taskq.wire.server import WireServer
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Manager:
         store = settings.store or settings.state.store
         logs.event(log, logging.INFO, "starting", f"taskq {config.VERSION} opens {store}")
         sys.setswitchinterval(SWITCH_INTERVAL)
+        ask_for_descriptors()
         self._queue = self._open_queue()
         self._server = self._listen(self._queue, key)
         self._server.start()
@@ -257,12 +259,15 @@ class Manager:
     def _stop(self, code: int, *, drain: bool) -> int:
         """Stop in this order; gives the exit code.
 
-        1. No new submits, hand-outs or waiting calls; reports of what runs are still taken.
-        2. The local pool finishes what it runs and leaves. (After a failed write it is left alone, as after a crash:
+        1. No new connections.
+        2. No new submits, hand-outs or waiting calls; reports of what runs are still taken.
+        3. The local pool finishes what it runs and leaves. (After a failed write it is left alone, as after a crash:
            it delivers to the next manager, or leaves after a minute.)
-        3. The listener and all connections.
-        4. The last commit, the store, its lock.
+        4. All connections.
+        5. The last commit, the store, its lock.
         """
+        if self._server is not None:
+            self._server.close_listener()
         if self._queue is not None:
             self._queue.shut()
         if self._pool is not None and self._pool.alive and drain:

@@ -35,11 +35,26 @@ MAX_STRANGERS = 256
 """Most connections that have not proved themselves, fewer where descriptors are scarce."""
 MAX_CONNECTIONS = 4096
 """Most connections in all, fewer where descriptors are scarce."""
+SPARE_DESCRIPTORS = 64
+"""Descriptors for the store, logs and whatever else the process opens."""
 PAUSE = 0.05
 """Seconds of looking away from the listener after a failed accept."""
 
 _QUIET = 10.0
 _log = logging.getLogger(__name__)
+
+
+def ask_for_descriptors() -> None:
+    """Raise this process's soft limit of descriptors, often 1,024, to what `MAX_CONNECTIONS` need, or to the hard one.
+
+    To be called before a `Door` is made, which takes no more connections than there are descriptors for.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + SPARE_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Guest:
@@ -69,8 +84,7 @@ class Door:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if descriptors == resource.RLIM_INFINITY:
             descriptors = 1 << 20
-        # The rest is for the store, logs and whatever else the process opens.
-        self._max_connections = min(MAX_CONNECTIONS, max(descriptors - 64, descriptors // 2))
+        self._max_connections = min(MAX_CONNECTIONS, max(descriptors - SPARE_DESCRIPTORS, descriptors // 2))
         self._max_strangers = min(MAX_STRANGERS, max(self._max_connections // 4, 8))
         self._guests: dict[socket.socket, Guest] = {}
         self._selector = selectors.DefaultSelector()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from cluster import Cluster, wait_until
 
 from taskq.clock import SystemClock
 from taskq.config import QueueSettings
+from taskq.errors import ManagerUnavailable
 from taskq.queue.job_queue import JobQueue
 from taskq.queue.task import NewTask
 from taskq.stores.sqlite import SqliteStore
@@ -40,6 +42,15 @@ def record(cluster: Cluster, id: int) -> dict[str, object]:
     [found] = cluster.service().get([id])
     assert found is not None
     return dict(found)
+
+
+def refused(cluster: Cluster) -> bool:
+    """Whether the port takes no new connections."""
+    try:
+        cluster.service().hello()
+    except ManagerUnavailable as error:
+        return "connection refused" in error.message
+    return False
 
 
 def works(cluster: Cluster) -> bool:
@@ -172,6 +183,16 @@ def test_a_taken_port_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.snapshot()["manager"]["pid"] == first.pid
 
 
+def test_it_takes_more_descriptors_than_it_is_given_if_it_may(cluster: Cluster) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        manager = cluster.manager(workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert psutil.Process(manager.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(4160, hard), hard)
+
+
 # -- the stop
 
 
@@ -188,6 +209,22 @@ def test_a_signal_lets_running_tasks_finish(cluster: Cluster, number: signal.Sig
     cluster.manager(workers=0)
     states = [record(cluster, id)["state"] for id in ids]
     assert states == ["completed", "completed", "pending", "pending"]
+
+
+def test_while_it_drains_nobody_new_comes_in(cluster: Cluster) -> None:
+    manager = cluster.manager(workers=1)
+    before = cluster.service()
+    before.hello()
+    [id] = sleep_task(cluster, 2.0)
+    wait_until(lambda: running(cluster) == 1)
+    manager.send(signal.SIGTERM)
+    cluster.until_output(manager, "draining")
+    wait_until(lambda: refused(cluster))
+    assert before.get([id])[0]["state"] == "running", "who was there is still answered"
+    assert manager.popen.wait(10) == 0
+
+    cluster.manager(workers=0)
+    assert record(cluster, id)["state"] == "completed"
 
 
 def test_a_second_signal_stops_at_once_and_the_tasks_go_back(cluster: Cluster) -> None:
