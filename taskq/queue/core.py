@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from taskq.clock import Clock
@@ -38,7 +39,7 @@ log = logging.getLogger("taskq.queue")
 
 PURGE_STEP = 1_000
 """Records deleted in one transaction, so that a purge holds nobody up."""
-PROGRESS_STEP = 20_000
+PROGRESS_STEP = 5_000
 """Records between two words of progress while loading."""
 
 
@@ -90,6 +91,7 @@ class QueueCore:
         for worker in opened.workers:
             self._state.leases.expect(*worker, now=now.mono)
         self._state.load(_with_progress(self._store.live(), opened.live, progress), now)
+        self._state.resume(self._now())
         self._has_space = self._store.has_space()
 
     def start(self) -> None:
@@ -168,8 +170,7 @@ class QueueCore:
         task_log.transitions(changes.written)
         mark = self._commit.add(changes.written)
         self._housekeeper.expect(LINGER)
-        if self._state.scheduled:
-            self._housekeeper.expect(self._state.scheduled[0][0] - self._clock.wall())
+        self._housekeeper.expect(self._state.schedule.first() - self._clock.wall())
         return mark
 
     def _record_handouts(self, tasks: Sequence[Task]) -> None:
@@ -206,8 +207,9 @@ class QueueCore:
 
 
 def _with_progress(rows: Iterator[TaskRow], total: int, progress: Callable[[int, int], None]) -> Iterator[TaskRow]:
-    for number, row in enumerate(rows):
-        if number % PROGRESS_STEP == 0:
-            progress(number, total)
-        yield row
+    done = 0
+    while piece := list(islice(rows, PROGRESS_STEP)):
+        progress(done, total)
+        yield from piece
+        done += len(piece)
     progress(total, total)
