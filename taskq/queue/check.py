@@ -15,15 +15,22 @@ from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, State, Task
 
 def check(state: QueueState) -> None:
     """Raise `AssertionError` at the first thing that does not agree with the records."""
+    _check_records(state)
     _check_shelves(state)
     _check_counts(state)
     _check_leases(state)
-    due = Counter(task.id for _, _, task in state.scheduled if task.state is SCHEDULED)
-    scheduled = {task.id for task in state.tasks.values() if task.state is SCHEDULED}
-    assert set(due) == scheduled, f"scheduled heap {set(due) ^ scheduled}"
-    assert all(count == 1 for count in due.values()), "a task is scheduled twice"
-    for at, _, task in state.scheduled:
-        assert task.state is not SCHEDULED or at == task.due_at, f"{task} is in the heap under another time"
+    _check_schedule(state)
+
+
+def _check_schedule(state: QueueState) -> None:
+    entries = state.schedule.entries()
+    scheduled = [task for task in state.tasks.values() if task.state is SCHEDULED]
+    assert sorted(task.id for _, task in entries) == sorted(task.id for task in scheduled), (
+        "schedule and records differ"
+    )
+    for due_at, task in entries:
+        assert task is state.tasks[task.id], "the schedule holds an outdated copy"
+        assert due_at == task.due_at, f"{task} is scheduled for another time"
 
 
 def _entries(ready: Ready) -> list[Task]:
@@ -33,18 +40,28 @@ def _entries(ready: Ready) -> list[Task]:
         assert shelf.pending == len(entries), (
             f"{shelf.queue}/{shelf.type}: {shelf.pending} counted, {len(entries)} there"
         )
+        assert entries, f"{shelf.queue}/{shelf.type}: an empty shelf"
         for task in entries:
             assert (task.queue, task.type) == (shelf.queue, shelf.type), f"{task} is on the wrong shelf"
-            shelf.push(task)
         found += entries
     return found
 
 
 def _check_shelves(state: QueueState) -> None:
-    entries = _entries(state.ready) + (_entries(state.kept_back) if state.kept_back else [])
+    entries = _entries(state.ready)
+    if state.kept_back is not None:
+        assert all(task.id >= state._kept_below for task in entries), "a task from before the restart is not kept back"
+        entries += _entries(state.kept_back)
     pending = [task for task in state.tasks.values() if task.state is PENDING]
     assert sorted(task.id for task in entries) == sorted(task.id for task in pending), "shelves and records differ"
     assert {id(task) for task in entries} == {id(task) for task in pending}, "a shelf holds an outdated copy"
+
+
+def _check_records(state: QueueState) -> None:
+    for number, task in state.tasks.items():
+        assert number == task.id < state.next_id, f"{task} has an id that was not given"
+        assert (task.finished_at is not None) == (task.state in FINAL), f"{task} finished at {task.finished_at}"
+        assert task.result is None or task.state is State.COMPLETED, f"{task} has a result"
 
 
 def _check_counts(state: QueueState) -> None:
@@ -66,6 +83,7 @@ def _check_leases(state: QueueState) -> None:
             assert task.worker == worker.incarnation or task.worker is None, f"{task} names another worker"
             assert 0 < task.run < (state.epoch + 1) * RUNS_PER_EPOCH, f"{task} has an impossible run"
             held[number] = task
+        assert worker.progress.keys() <= worker.running.keys(), f"{worker.name}: progress of what it does not run"
     assert held.keys() == running.keys(), f"running without a lease: {running.keys() - held.keys()}"
     offers = Counter(name for worker in state.leases.workers.values() for name in worker.types)
     assert {name: count for name, count in state.leases.offers.items() if count} == dict(offers), "offers differ"

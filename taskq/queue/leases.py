@@ -100,6 +100,12 @@ class Leases:
         self.workers[incarnation] = worker
         return worker
 
+    def renew(self, now: float) -> None:
+        """All that are known get fresh leases."""
+        for worker in self.workers.values():
+            worker.expires = now + self.lease
+            worker.beat_at = now
+
     def expected(self) -> bool:
         """Whether some worker of the manager's last run has not come back and was not reported dead."""
         return any(not worker.attached for worker in self.workers.values())

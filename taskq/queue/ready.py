@@ -19,8 +19,8 @@ from collections.abc import Container, Iterator
 
 from taskq.queue.task import PENDING, Task
 
-_SPARE = 1_000
-"""Stale entries that are not worth rebuilding a shelf for."""
+SPARE = 1_000
+"""Stale entries that are not worth a rebuilding."""
 
 
 class Lane:
@@ -59,11 +59,21 @@ class Lane:
         else:
             self._line.popleft()
 
+    def tidy(self) -> None:
+        """Drop all stale entries."""
+        self._line = deque([task for task in self._line if task.state is PENDING])
+        self._late = [entry for entry in self._late if entry[1].state is PENDING]
+        heapq.heapify(self._late)
+
+    def absorb(self, later: Lane) -> None:
+        """Take over the entries of a lane whose ids are all higher than those here."""
+        self._line.extend(later._line)
+        for entry in later._late:
+            heapq.heappush(self._late, entry)
+
     def entries(self) -> list[Task]:
-        """All entries by rising id, stale ones and doubles left out."""
-        live = {task.id: task for task in self._line if task.state is PENDING}
-        live.update((number, task) for number, task in self._late if task.state is PENDING)
-        return [live[number] for number in sorted(live)]
+        """All that is pending here, in no order."""
+        return [task for task in (*self._line, *(task for _, task in self._late)) if task.state is PENDING]
 
 
 class Shelf:
@@ -85,9 +95,13 @@ class Shelf:
         """Add a pending task."""
         lane = self._lanes.get(task.priority)
         if lane is None:
-            lane = self._lanes[task.priority] = Lane()
-            insort(self._order, -task.priority)
+            lane = self._add(task.priority, Lane())
         lane.push(task)
+
+    def _add(self, priority: int, lane: Lane) -> Lane:
+        self._lanes[priority] = lane
+        insort(self._order, -priority)
+        return lane
 
     def head(self) -> tuple[int, int, Task] | None:
         """(negated priority, id, task) of the next one, None when the shelf is empty."""
@@ -110,21 +124,27 @@ class Shelf:
                 yield task
 
     def tidy(self) -> None:
-        """Rebuild the lanes when most of their entries are stale."""
-        if sum(map(len, self._lanes.values())) > 2 * self.pending + _SPARE:
-            for task in self.entries():
-                self.push(task)
+        """Drop stale entries when most are stale."""
+        if sum(map(len, self._lanes.values())) > 2 * self.pending + SPARE:
+            for lane in self._lanes.values():
+                lane.tidy()
+
+    def absorb(self, later: Shelf) -> None:
+        """Take over the tasks of a shelf whose ids are all higher than those here."""
+        self.pending += later.pending
+        for priority, lane in later._lanes.items():
+            if priority in self._lanes:
+                self._lanes[priority].absorb(lane)
+            else:
+                self._add(priority, lane)
 
     def entries(self) -> list[Task]:
-        """Empty the shelf: all its pending tasks, by rising id."""
-        found = [task for lane in self._lanes.values() for task in lane.entries()]
-        self._lanes.clear()
-        self._order.clear()
-        return sorted(found, key=lambda task: task.id)
+        """All that is pending here, in no order."""
+        return [task for lane in self._lanes.values() for task in lane.entries()]
 
 
 class Ready:
-    """All shelves; gives the next tasks for what a worker serves."""
+    """All shelves that are not empty; gives the next tasks for what a worker serves."""
 
     def __init__(self) -> None:
         self.shelves: dict[tuple[str, str], Shelf] = {}
@@ -138,7 +158,7 @@ class Ready:
 
     def push(self, task: Task) -> None:
         """Add a task that has just become pending."""
-        shelf = self.shelf(task.queue, task.type)
+        shelf = self.shelves.get((task.queue, task.type)) or self.shelf(task.queue, task.type)
         shelf.pending += 1
         shelf.push(task)
 
@@ -146,14 +166,15 @@ class Ready:
         """A task that was here is no longer pending, and was not taken by `take`."""
         shelf = self.shelves[task.queue, task.type]
         shelf.pending -= 1
-        shelf.tidy()
+        if shelf.pending:
+            shelf.tidy()
+        else:
+            del self.shelves[task.queue, task.type]
 
     def serving(self, queues: Container[str], types: Container[str]) -> list[Shelf]:
-        """The shelves with pending tasks among these queues (empty = all) and types."""
+        """The shelves of these queues (empty = all) and types."""
         return [
-            shelf
-            for shelf in self.shelves.values()
-            if shelf.pending and shelf.type in types and (not queues or shelf.queue in queues)
+            shelf for shelf in self.shelves.values() if shelf.type in types and (not queues or shelf.queue in queues)
         ]
 
     def take(self, shelves: list[Shelf], limit: int) -> list[Task]:
@@ -174,12 +195,15 @@ class Ready:
             else:
                 del heads[0]
                 insort(heads, (*head, shelf), key=lambda entry: entry[:2])
+        for shelf in shelves:
+            if not shelf.pending:
+                self.shelves.pop((shelf.queue, shelf.type), None)  # it may be empty since the call before this one
         return taken
 
-    def absorb(self, other: Ready) -> None:
-        """Put the tasks of ``other`` behind the own ones."""
-        for shelf in other.shelves.values():
-            mine = self.shelf(shelf.queue, shelf.type)
-            mine.pending += shelf.pending
-            for task in shelf.entries():
-                mine.push(task)
+    def absorb(self, later: Ready) -> None:
+        """Take over the tasks of ``later``, whose ids are all higher than those here."""
+        for place, shelf in later.shelves.items():
+            if place in self.shelves:
+                self.shelves[place].absorb(shelf)
+            else:
+                self.shelves[place] = shelf

@@ -1,7 +1,7 @@
 """The queue as a pure state machine: every decision about tasks is made here. PURE.
 
 Theory of operation. `QueueState` holds the records of all tasks that are not final (and of final ones until the store
-has them), and the bookkeeping that can be derived from them: shelves of pending tasks, the heap of scheduled ones, what
+has them), and the bookkeeping that can be derived from them: shelves of pending tasks, the schedule of others, what
 each worker runs, counters. Each verb takes ``now`` and gives `Changes`: the records that must be written, those that
 became final, and what became pending. It waits for nothing, locks nothing and writes nothing; the shell around it
 (`taskq.queue.job_queue`) does.
@@ -18,9 +18,9 @@ that the entry it leaves behind stays stale.
 from __future__ import annotations
 
 import copy
-import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 
 from taskq.config import QueueSettings
 from taskq.queue.admission import full, resolve_keys
@@ -30,12 +30,15 @@ from taskq.queue.leases import SILENT_KEPT, Leases, Moment, Worker, owned
 from taskq.queue.lifecycle import Event, next_state
 from taskq.queue.ready import Ready
 from taskq.queue.retry import MAX_DEATHS, death_delay, retry_delay
+from taskq.queue.schedule import Schedule
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, Task, TaskError, TaskRow, from_row
 from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Report, WorkerInfo
 from taskq.stores.base import KeyRow
 
 RUNS_PER_EPOCH = 2**40
 UNKNOWN = "?"
+DUE_STEP = 5_000
+"""Most scheduled tasks that one `QueueState.tick` makes pending: a hundred thousand may be due in the same second."""
 HOLD = 5.0
 """Seconds for which tasks from before a restart are kept back while workers that may hold them come back."""
 
@@ -52,7 +55,7 @@ class QueueState:
         self.kept_back: Ready | None = None
         self.leases = Leases(settings.lease)
         self.figures = Figures()
-        self.scheduled: list[tuple[float, int, Task]] = []
+        self.schedule = Schedule()
         self._next_run = epoch * RUNS_PER_EPOCH + 1
         self._kept_below = 0
         self._kept_until = 0.0
@@ -65,6 +68,8 @@ class QueueState:
         task.state = after
         if before is PENDING:
             self._shelves(task).gone(task)
+        elif before is SCHEDULED and event is not Event.DUE:
+            self.schedule.gone()
         self.figures.moved(task, before, after)
         changes.written.append(task)
         self._settle(task, changes)
@@ -78,7 +83,7 @@ class QueueState:
                 shelf = (task.queue, task.type)
                 changes.ready[shelf] = changes.ready.get(shelf, 0) + 1
         elif task.state is SCHEDULED:
-            heapq.heappush(self.scheduled, (task.due_at, task.id, task))
+            self.schedule.push(task)
         elif task.state in FINAL:
             changes.final.append(task)
 
@@ -97,17 +102,23 @@ class QueueState:
             self.kept_back = Ready()
             self._kept_below = self.next_id
             self._kept_until = now.mono + HOLD
-        loaded = Changes()
-        number = 0
-        for number, row in enumerate(rows, 1):  # noqa: B007  (the count is the result)
+        loaded, before, counts = Changes(), len(self.tasks), Counter[tuple[str, State]]()
+        for row in rows:
             task = from_row(row)
             self.tasks[task.id] = task
-            self.figures.entered(task.queue, task.state)
+            counts[task.queue, task.state] += 1
             if task.state is RUNNING:
                 self._worker_of(task, now).running[task.id] = task
             else:
                 self._settle(task, loaded)
-        return number
+        for (queue, state), count in counts.items():
+            self.figures.entered(queue, state, count)
+        return len(self.tasks) - before
+
+    def resume(self, now: Moment) -> None:
+        """Loading, which may take long, is over: only now do leases begin, and the time to come back in."""
+        self._kept_until = now.mono + HOLD
+        self.leases.renew(now.mono)
 
     def _worker_of(self, task: Task, now: Moment) -> Worker:
         incarnation = task.worker or UNKNOWN
@@ -197,7 +208,7 @@ class QueueState:
         holds = owned(held)
         for task in list(worker.running.values()):
             if holds.get(task.id) != task.run:
-                self._take_from(worker, task, Event.GIVE_BACK, changes)
+                self._take_from(worker, task, Event.GIVE_BACK, now, changes)
         lost = [
             (task_id, run)
             for task_id, run in holds.items()
@@ -216,7 +227,9 @@ class QueueState:
         if run <= task.run or run // RUNS_PER_EPOCH != self.epoch - 1:
             return False
         if task.state is RUNNING:  # the stored run was given up, and this one handed out, just before the crash
-            self.leases.workers[task.worker or UNKNOWN].running.pop(task_id)
+            holder = self.leases.workers[task.worker or UNKNOWN]
+            del holder.running[task_id]
+            holder.progress.pop(task_id, None)
         else:
             twin = copy.copy(task)
             self._move(task, Event.READOPT, Changes())
@@ -269,14 +282,14 @@ class QueueState:
             if kind == ACK:
                 task.result, task.error = report[3], None
                 self._ended(worker, task, report[4], now, ok=True)
-                self._take_from(worker, task, Event.ACK, changes)
+                self._take_from(worker, task, Event.ACK, now, changes)
             elif kind == NACK:
                 self._nack(worker, task, report, now, changes)
             elif kind == GIVE_BACK:
-                self._take_from(worker, task, Event.GIVE_BACK, changes)
+                self._take_from(worker, task, Event.GIVE_BACK, now, changes)
             elif kind == SNOOZE:
                 task.due_at = now.wall + report[3]
-                self._take_from(worker, task, Event.SNOOZE, changes)
+                self._take_from(worker, task, Event.SNOOZE, now, changes)
             elif kind == PROGRESS:
                 worker.progress[task.id] = (report[3], report[4])
             else:
@@ -296,21 +309,22 @@ class QueueState:
         task.failures += 1
         self._ended(worker, task, ran, now, ok=False)
         if delay == -1 or task.failures > task.max_retries:
-            self._take_from(worker, task, Event.FAIL, changes)
+            self._take_from(worker, task, Event.FAIL, now, changes)
             return
         wait = retry_delay(task.id, task.failures, task.backoff) if delay is None else delay
         task.due_at = now.wall + wait
         task.finished_at = None
         if not task.cancel_requested:
             self.figures.totals["retried"] += 1
-        self._take_from(worker, task, Event.RETRY, changes)
+        self._take_from(worker, task, Event.RETRY, now, changes)
 
-    def _take_from(self, worker: Worker, task: Task, event: Event, changes: Changes) -> None:
+    def _take_from(self, worker: Worker, task: Task, event: Event, now: Moment, changes: Changes) -> None:
         """A run is over: whatever would lead to another attempt ends a task that is to be cancelled."""
         del worker.running[task.id]
         worker.progress.pop(task.id, None)
         if task.cancel_requested and next_state(task.state, event) not in FINAL:
             event = Event.CANCELLED
+            task.finished_at = now.wall
         self._move(task, event, changes)
 
     def worker_gone(
@@ -325,18 +339,18 @@ class QueueState:
         for task in list(worker.running.values()):
             began = started is None or started.get(task.id) == task.run
             if not (began and counts):
-                self._take_from(worker, task, Event.GIVE_BACK, changes)
+                self._take_from(worker, task, Event.GIVE_BACK, now, changes)
                 continue
             task.deaths += 1
             if task.deaths >= MAX_DEATHS:
                 message = f"its worker process died {task.deaths} times under it, the last time by {how}"
                 task.error = TaskError("poisoned", "", message)
                 task.finished_at = now.wall
-                self._take_from(worker, task, Event.POISON, changes)
+                self._take_from(worker, task, Event.POISON, now, changes)
             else:
                 task.error = TaskError("died", "", f"worker process {worker.name} ended by {how}")
                 task.due_at = now.wall + death_delay(task.deaths)
-                self._take_from(worker, task, Event.DEATH, changes)
+                self._take_from(worker, task, Event.DEATH, now, changes)
         return changes
 
     # -- time
@@ -356,35 +370,27 @@ class QueueState:
 
     def _due(self, now: Moment) -> Changes:
         changes = Changes()
-        while self.scheduled and self.scheduled[0][0] <= now.wall:
-            task = heapq.heappop(self.scheduled)[2]
-            if task.state is SCHEDULED:
-                self._move(task, Event.DUE, changes)
+        while self.schedule.first() <= now.wall and len(changes.written) < DUE_STEP:
+            self._move(self.schedule.pop(), Event.DUE, changes)
         return changes
 
     def _release(self) -> Changes:
         assert self.kept_back is not None
-        changes = Changes()
-        for key, shelf in self.kept_back.shelves.items():
-            if shelf.pending:
-                changes.ready[key] = shelf.pending
+        changes = Changes(ready={place: shelf.pending for place, shelf in self.kept_back.shelves.items()})
         self.kept_back.absorb(self.ready)
         self.ready, self.kept_back = self.kept_back, None
         return changes
 
     def next_deadline(self, now: Moment) -> float | None:
         """Seconds until `tick` has something to do, None when it has nothing to wait for."""
-        waits = []
-        while self.scheduled and self.scheduled[0][2].state is not SCHEDULED:
-            heapq.heappop(self.scheduled)
-        if self.scheduled:
-            waits.append(self.scheduled[0][0] - now.wall)
+        waits = [self.schedule.first() - now.wall]
         expiry = self.leases.next_expiry()
         if expiry is not None:
             waits.append(expiry - now.mono)
         if self.kept_back is not None:
             waits.append(self._kept_until - now.mono)
-        return max(0.0, min(waits)) if waits else None
+        soonest = min(waits)
+        return None if soonest == inf else max(0.0, soonest)
 
     def forget(self, task: Task) -> None:
         """A final record is stored: it leaves memory."""

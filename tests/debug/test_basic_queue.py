@@ -22,7 +22,7 @@ from taskq.errors import (
     TaskNotFound,
 )
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import NewTask
+from taskq.queue.task import NewTask, TaskRow
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE, Handout, TypeInfo
 from taskq.stores.base import Store
 from taskq.stores.memory import MemoryStore
@@ -544,6 +544,35 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         assert after.state(running) == "scheduled"
     finally:
         after.queue.close()
+
+
+def test_loading_takes_no_time_from_workers_that_come_back() -> None:
+    """With millions of tasks it takes longer than a lease."""
+
+    class SlowStore(MemoryStore):
+        clock: FakeClock | None = None
+
+        def live(self) -> Iterator[TaskRow]:
+            yield from super().live()
+            if self.clock is not None:
+                self.clock.advance(100.0)
+
+    store = SlowStore()
+    before = Desk(store)
+    running, _ = before.submit(b"a", b"b")
+    before.reserve(1)
+    before.queue.get([running])
+    before.queue.close()
+    store.clock = FakeClock()
+    after = JobQueue(store, store.clock, QueueSettings(lease=30.0))
+    after.open()
+    store.clock.advance(4.0)
+    after.tick()
+    assert after.result(running).state == "running" and after._state.kept_back is not None
+    store.clock.advance(1.0)
+    after.tick()
+    assert after._state.kept_back is None
+    after.close()
 
 
 def test_it_does_its_chores_by_itself(make_desk: MakeDesk) -> None:

@@ -13,9 +13,9 @@ from taskq.queue.changes import Changes
 from taskq.queue.check import check
 from taskq.queue.idempotency import content_digest
 from taskq.queue.leases import Moment, Worker
-from taskq.queue.state import QueueState
-from taskq.queue.task import NewTask, State, Task
-from taskq.service import ACK, NACK
+from taskq.queue.state import DUE_STEP, QueueState
+from taskq.queue.task import NewTask, State, Task, to_row
+from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
 from taskq.stores.base import KeyRow
 
 START = Moment(100.0, 5_000.0)
@@ -211,6 +211,80 @@ def test_a_cancelled_running_task_gets_no_further_attempt_but_may_complete() -> 
     reports = [(ACK, first.id, first.run, b"r", 0.1), (NACK, second.id, second.run, ERROR, None, 0.1)]
     state.report(worker, reports, START)
     assert (first.state, second.state) == (State.COMPLETED, State.CANCELLED)
+
+
+@pytest.mark.parametrize("end", ["nack", "give back", "snooze", "death", "re-attach"])
+def test_every_end_of_a_cancelled_attempt_has_a_time(end: str) -> None:
+    """Records without one would never be purged."""
+    state = new_state()
+    put(state)
+    worker = join(state)
+    (task,) = take(state, worker)
+    state.cancel(task.id, START)
+    reports = {
+        "nack": (NACK, task.id, task.run, ERROR, None, 0.1),
+        "give back": (GIVE_BACK, task.id, task.run),
+        "snooze": (SNOOZE, task.id, task.run, 3.0),
+    }
+    if end in reports:
+        state.report(worker, [reports[end]], after(7))
+    elif end == "death":
+        state.worker_gone(worker, "signal 9", None, after(7), counts=True)
+    else:
+        join(state, now=after(7))
+    assert (task.state, task.finished_at) == (State.CANCELLED, START.wall + 7)
+    check(state)
+
+
+def test_many_that_are_due_at_once_come_in_pieces() -> None:
+    """The lock is held for each piece only."""
+    state = new_state()
+    put(state, *[NewTask("x", b"", delay=5.0)] * (2 * DUE_STEP + 1))
+    for piece in (DUE_STEP, DUE_STEP, 1):
+        assert state.next_deadline(after(5)) == 0.0
+        assert sum(len(changes.written) for changes in state.tick(after(5))) == piece
+    assert state.next_deadline(after(5)) is None
+    check(state)
+
+
+def test_cancelled_tasks_do_not_wait_in_memory_for_their_day() -> None:
+    state = new_state()
+    numbers = put(state, *[NewTask("x", b"", delay=9e6)] * 5_000, *[NewTask("x", b"")] * 5_000)
+    for number in numbers[:-1]:
+        for task in state.cancel(number, START)[1].final:
+            state.forget(task)
+    assert len(state.schedule._heap) <= 1_000
+    (shelf,) = state.ready.shelves.values()
+    assert sum(map(len, shelf._lanes.values())) <= 1_100
+    check(state)
+
+
+def test_names_of_queues_that_are_empty_cost_nothing() -> None:
+    state = new_state()
+    first, second, third = put(state, *[NewTask("x", b"", f"user-{n}") for n in range(3)])
+    worker = join(state)
+    taken = state.reserve(worker, 1, 1, ("x",), 0, START)[0]
+    assert [task.id for task in taken] == [first, second] and list(state.ready.shelves) == [("user-2", "x")]
+    state.cancel(third, START)
+    assert not state.ready.shelves
+    check(state)
+
+
+def test_what_was_kept_back_comes_before_what_was_submitted_since() -> None:
+    before = new_state()
+    items = [NewTask("x", b"", priority=priority) for priority in (0, 1, 0, 2)] + [NewTask("y", b"")]
+    rows = [to_row(task) for task in before.submit(1, items, {}, START).changes.written]
+    state = QueueState(QueueSettings(), epoch=2, next_id=before.next_id)
+    state.load(rows, START)
+    put(state, NewTask("x", b"", priority=1), NewTask("x", b"", priority=3), NewTask("z", b""), NewTask("x", b""))
+    state.cancel(9, START)
+    given_back = take(state, join(state), 1)[0]
+    state.worker_gone(state.leases.workers["w"], "leaving", {}, START, counts=False)
+    assert given_back.id == 7, "only new ones are handed out until the others are released"
+    ((changes),) = [changes for changes in state.tick(after(5)) if changes.ready]
+    assert changes.ready == {("default", "x"): 4, ("default", "y"): 1}
+    check(state)
+    assert [task.id for task in take(state, join(state), 9)] == [7, 4, 2, 6, 1, 3, 5]
 
 
 def test_what_is_due_is_known_to_the_second() -> None:

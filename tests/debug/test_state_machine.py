@@ -67,6 +67,7 @@ class QueueWalk(RuleBasedStateMachine):
                 self.unsaved.add(task.id)
         assert {task.id for task in changes.final} == {t.id for t in changes.written if t.state in FINAL}
         for task in changes.final:
+            assert task.finished_at == self.wall, "without a time it would never be purged"
             self.state.forget(task)
 
     def session(self, incarnation: str) -> Worker:
