@@ -14,6 +14,7 @@ from taskq.cli.options import DURATION, Command, Connection, Group, common_optio
 from taskq.cli.output import Output, to_json
 from taskq.errors import ResultExpired, TaskNotFound
 from taskq.queue.task import STATE_BY_LABEL
+from taskq.service import MAX_BATCH
 
 if TYPE_CHECKING:
     from taskq.service import QueueService
@@ -162,7 +163,8 @@ def result(*, task_id: int, connection: Connection, output: Output) -> int:
 def cancel(*, task_ids: tuple[int, ...], connection: Connection, output: Output) -> int:
     """Cancel tasks that have not finished; one that runs gets no further attempt."""
     with connected(connection) as queue:
-        answers = queue.cancel(task_ids)
+        batches = [task_ids[start : start + MAX_BATCH] for start in range(0, len(task_ids), MAX_BATCH)]
+        answers = [answer for batch in batches for answer in queue.cancel(batch)]
     from taskq import records
 
     if output.json:

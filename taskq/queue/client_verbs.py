@@ -9,7 +9,7 @@ from taskq.errors import BadArguments, KeyConflict, StorageFull, TaskNotFound
 from taskq.queue.core import QueueCore
 from taskq.queue.feeds import fitting, outcome, unknown
 from taskq.queue.idempotency import call_digest
-from taskq.queue.limits import check_number, checked
+from taskq.queue.limits import check_number, check_seconds, checked
 from taskq.queue.task import FINAL, STATE_BY_LABEL, NewTask, State, TaskRow, cut, describe
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, Finished, Outcome, Submitted
 from taskq.stores.base import CallRow, KeyRow
@@ -26,28 +26,44 @@ class ClientVerbs(QueueCore):
         check_number("seq", seq)
         good = checked(items, self.settings.max_payload)
         digest = call_digest(good)
+        while True:
+            turns = self._recent.turns
+            stored, known = self._find_stored(client, seq, good)
+            with self._lock:
+                if self._recent.turns != turns:
+                    continue  # what was neither in the store then, nor is here now, may have gone from here to there
+                self._refuse_if_shut()
+                twin = self._recent.call(client, seq) or stored
+                keys = [item.key for item in good if item.key is not None]
+                known.update((key, row) for key in keys if (row := self._recent.key(key)) is not None)
+                if twin is not None:
+                    self._commit.settle(self._commit.mark)
+                    return _replayed(twin, digest, good, known)
+                return self._accept(client, seq, good, digest, known)
+
+    def _find_stored(self, client: int, seq: int, items: Sequence[NewTask]) -> tuple[CallRow | None, dict[str, KeyRow]]:
+        """What the store knows of this call and of the keys of its tasks."""
         if not self._recent.knows(client):
             self._recent_learn(client)
         stored = self._store.find_call(client, seq) if self._may_be_known(client, seq) else None
-        keys = [item.key for item in good if item.key is not None]
-        known = self._store.find_keys(keys) if keys else {}
-        with self._lock:
-            self._refuse_if_shut()
-            known.update((key, row) for key in keys if (row := self._recent.key(key)) is not None)
-            twin = self._recent.call(client, seq) or stored
-            if twin is not None:
-                self._commit.settle(self._commit.mark)
-                return _replayed(twin, digest, good, known)
-            if not self._has_space:
-                raise StorageFull(
-                    "the disk of the manager is nearly full; not accepted", hint="free some space, then try again"
-                )
-            now = self._now()
-            accepted = self._state.submit(client, good, known, now)
-            call = CallRow(client, seq, self._state.next_id - len(good), len(good), digest, now.wall)
-            self._recent.add(call, accepted.keys)
-            self._commit.add_call(call, accepted.keys)
-            self._finish(accepted.changes, durable=True)
+        keys = [item.key for item in items if item.key is not None]
+        return stored, self._store.find_keys(keys) if keys else {}
+
+    def _accept(
+        self, client: int, seq: int, items: Sequence[NewTask], digest: bytes, known: Mapping[str, KeyRow]
+    ) -> Submitted:
+        if not self._has_space:
+            raise StorageFull(
+                "the disk of the manager is nearly full; not accepted", hint="free some space, then try again"
+            )
+        now = self._now()
+        accepted = self._state.submit(client, items, known, now)
+        call = CallRow(client, seq, self._state.next_id - len(items), len(items), digest, now.wall)
+        self._recent.add(call, accepted.keys)
+        self._commit.add_call(call, accepted.keys)
+        if self._recent.is_large():
+            self._recent.turn(self._commit.mark, self._commit.covered)
+        self._finish(accepted.changes, durable=True)
         return Submitted(accepted.ids, accepted.existing)
 
     def _recent_learn(self, client: int) -> None:
@@ -61,9 +77,10 @@ class ClientVerbs(QueueCore):
 
     def finished(self, client: int, cursor: int, timeout: float) -> Finished:
         """The next outcomes of this client's tasks."""
+        patience = min(check_seconds("timeout", timeout), MAX_WAIT)
         with self._lock:
             self._refuse_if_shut()
-            found = self._feeds.next(client, cursor, min(timeout, MAX_WAIT), self._clock.monotonic())
+            found = self._feeds.next(client, cursor, patience, self._clock.monotonic())
             self._refuse_if_shut()
         return found
 
@@ -71,7 +88,7 @@ class ClientVerbs(QueueCore):
         """The outcomes of those of these tasks that are final or unknown, or of all with ``timeout`` 0."""
         if len(ids) > MAX_BATCH:
             raise BadArguments(f"at most {MAX_BATCH:,} ids in one call")
-        deadline = self._clock.monotonic() + min(timeout, MAX_WAIT)
+        deadline = self._clock.monotonic() + min(check_seconds("timeout", timeout), MAX_WAIT)
         while True:
             found = self._outcomes(ids)
             final = [item for item in found if item.state not in _LIVE]
@@ -132,6 +149,8 @@ class ClientVerbs(QueueCore):
 
     def cancel(self, ids: Sequence[int]) -> Sequence[str]:
         """Cancel these tasks; gives what each is now."""
+        if len(ids) > MAX_BATCH:
+            raise BadArguments(f"at most {MAX_BATCH:,} ids in one call")
         labels: dict[int, str] = {}
         with self._lock:
             self._refuse_if_shut()
@@ -151,9 +170,10 @@ class ClientVerbs(QueueCore):
         wanted = [_state_named(label) for label in states]
         if not wanted or not FINAL.issuperset(wanted):
             raise BadArguments("only completed, failed and cancelled tasks can be purged")
+        finished_before = self._clock.wall() - check_seconds("older_s", older_s)
         self._write_out()
         total = 0
-        while (gone := self._purge_piece(wanted, self._clock.wall() - older_s)) > 0:
+        while (gone := self._purge_piece(wanted, finished_before)) > 0:
             total += gone
         return total
 

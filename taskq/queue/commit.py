@@ -59,6 +59,7 @@ class GroupCommit:
         self._failed = failed
         self._done = threading.Condition(lock)
         self._unwritten = _Unwritten()
+        self._writing: dict[int, Task] = {}
         self._handed_out: dict[int, Task] = {}
         self._ripening: dict[int, Task] = {}
         self._mark = 0
@@ -72,6 +73,11 @@ class GroupCommit:
     def mark(self) -> int:
         """The mark that covers every change until now."""
         return self._mark
+
+    @property
+    def covered(self) -> int:
+        """The mark up to which everything is on disk."""
+        return self._covered
 
     @property
     def idle(self) -> bool:
@@ -100,7 +106,8 @@ class GroupCommit:
         return self.add(running) if running else 0
 
     def add_call(self, call: CallRow, keys: Iterable[KeyRow]) -> None:
-        """A submit call, and the keys of its tasks; followed by `add` of the tasks."""
+        """A submit call, and the keys of its tasks; followed by `add` of the tasks, if there are any."""
+        self._mark += 1
         self._unwritten.calls.append(call)
         self._unwritten.keys.extend(keys)
 
@@ -114,8 +121,9 @@ class GroupCommit:
         self._unwritten.left.extend(incarnations)
 
     def is_dirty(self, task_id: int) -> bool:
-        """Whether this task has a change that no transaction has taken yet."""
-        return task_id in self._unwritten.tasks or task_id in self._handed_out or task_id in self._ripening
+        """Whether this task has a change that is not on disk yet."""
+        places = (self._unwritten.tasks, self._writing, self._handed_out, self._ripening)
+        return any(task_id in place for place in places)
 
     def settle(self, mark: int) -> None:
         """Return when everything up to ``mark`` is on disk. Raises `OutcomeUnknown`."""
@@ -146,10 +154,12 @@ class GroupCommit:
             self._lead()
 
     def _lead(self) -> None:
-        mark, unwritten, self._unwritten = self._mark, self._unwritten, _Unwritten()
+        mark, unwritten = self._mark, self._unwritten
         next_id, totals = self._head()
         batch = _batch(unwritten, self.stored_below, next_id, totals)
         final = [task for task in unwritten.tasks.values() if task.state in FINAL]
+        self._unwritten = _Unwritten()  # not before: what goes wrong up to here must not lose a change
+        self._writing = unwritten.tasks
         self._leading = True
         self._lock.release()
         failure: BaseException | None = None
@@ -168,6 +178,7 @@ class GroupCommit:
         if self.broken:
             return
         self._covered = mark
+        self._writing = {}
         self.stored_below = next_id
         _rest_payloads(unwritten.tasks, batch.new)
         self._settled(final)

@@ -143,6 +143,8 @@ class QueueCore:
         """Delete a piece of what is too old; gives whether there may be more."""
         with self._lock:
             self._feeds.forget_quiet(self._clock.monotonic())
+            self._recent.turn(self._commit.mark, self._commit.covered)
+            self._state.figures.forget_idle()
         wall = self._clock.wall()
         self._store.prune(wall)
         done = self._purge_piece([State.COMPLETED, State.CANCELLED], wall - self.settings.keep_completed)

@@ -12,6 +12,8 @@ from typing import Any
 from taskq.queue.meters import WINDOW, Distribution, Rate, bucket_of
 from taskq.queue.task import FAILED, FINAL, PENDING, RUNNING, SCHEDULED, State, Task
 
+QUEUES_KEPT = 1_000
+"""With more queues than these, those without tasks are forgotten."""
 RECENT = 10
 RECENT_FAILURES = 20
 
@@ -75,6 +77,13 @@ class Figures:
         self.types: defaultdict[str, TypeFigures] = defaultdict(TypeFigures)
         self.recent: deque[Task] = deque(maxlen=RECENT)
         self.recent_failures: deque[Task] = deque(maxlen=RECENT_FAILURES)
+
+    def forget_idle(self) -> None:
+        """Drop what is known of queues without tasks when there are very many: names may be made up for each user."""
+        for name in [name for name, queue in self.queues.items() if not any(queue.counts)]:
+            if len(self.queues) <= QUEUES_KEPT:
+                return
+            del self.queues[name]
 
     def entered(self, queue: str, state: State, count: int = 1) -> None:
         """Tasks are there that were not there before."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from math import inf
 from typing import Protocol
 
 from taskq.errors import TaskqError
@@ -58,6 +59,7 @@ class Housekeeper:
         self._wake = threading.Event()
         self._stopping = False
         self._wakes_at = 0.0
+        self._expected_at = inf
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -73,14 +75,17 @@ class Housekeeper:
             self._thread.join()
 
     def expect(self, seconds: float) -> None:
-        """Something will be due in so many seconds."""
-        if self._wakes_at > self._chores.monotonic() + seconds:
+        """Something will be due in so many seconds. Called with the queue's lock held."""
+        due_at = self._chores.monotonic() + seconds
+        self._expected_at = min(self._expected_at, due_at)
+        if self._wakes_at > due_at:
             self._wake.set()
 
     def _run(self) -> None:
         looked = tidied = self._chores.monotonic()
         more = False
         while not self._stopping:
+            self._expected_at = inf
             try:
                 wait = self._chores.tick()
                 now = self._chores.monotonic()
@@ -97,7 +102,9 @@ class Housekeeper:
                 log.exception("housekeeping", extra={"taskq_event": "internal_error", "taskq_fields": {}})
                 wait = ROUND
             wait = 0.0 if more else min(wait, ROUND)
-            self._wakes_at = self._chores.monotonic() + wait
+            now = self._chores.monotonic()
+            self._wakes_at = now + wait  # before looking at what came meanwhile: `expect` writes, then looks at this
+            wait = min(wait, self._expected_at - now)
             if wait > 0:
                 self._wake.wait(wait)
             if self._chores.monotonic() > self._wakes_at + OVERSLEPT:

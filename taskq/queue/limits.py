@@ -78,6 +78,13 @@ def check_number(name: str, value: object) -> None:
         raise BadArguments(f"{name} is a number from 0 to 2^63 - 1")
 
 
+def check_seconds(name: str, value: float) -> float:
+    """The same value. Raises `BadArguments` unless it is a number of seconds, 0 or more."""
+    if type(value) not in (int, float) or not value >= 0:
+        raise BadArguments(f"{name} is a number of seconds, 0 or more")
+    return value
+
+
 def check_reports(reports: Sequence[Report]) -> None:
     """Raise `BadArguments` at the first report that is not one of those in `taskq.service.Report`."""
     for position, report in enumerate(reports):
@@ -103,7 +110,7 @@ def _fits_nack(error: Any, delay: object, run_s: object) -> bool:
 
 
 def _fits_progress(fraction: object, note: object) -> bool:
-    return type(fraction) in (float, int) and type(note) is str
+    return type(fraction) in (float, int) and 0 <= fraction <= 1 and type(note) is str  # type: ignore[operator]  # a number
 
 
 _REPORTS: dict[int, Callable[..., bool]] = {

@@ -10,10 +10,11 @@ from taskq.queue import task_log
 from taskq.queue.changes import Changes
 from taskq.queue.core import QueueCore
 from taskq.queue.leases import Worker
-from taskq.queue.limits import check_reports, check_worker
+from taskq.queue.limits import check_number, check_reports, check_seconds, check_worker
 from taskq.queue.task import Task
 from taskq.service import (
     GIVE_BACK,
+    MAX_BATCH,
     MAX_BATCH_BYTES,
     MAX_WAIT,
     Attached,
@@ -60,6 +61,7 @@ class WorkerVerbs(QueueCore):
         with self._lock:
             worker = self._state.leases.remove(incarnation, dead=True)
             if worker is None:
+                self._commit.settle(self._commit.mark)  # it may be a repetition of the call that is being written
                 return
             begun = {int(task_id): int(run) for task_id, run in started}
             changes = self._state.worker_gone(worker, how, begun, self._now(), counts=counts)
@@ -89,6 +91,7 @@ class WorkerVerbs(QueueCore):
             joined.announced = self._announced.add(worker["types"])
             self._commit.add_worker(row, joined.announced)
             self._waiting.recall(joined.incarnation)
+            self._housekeeper.expect(0.0)  # it may be the last one for which tasks are kept back
             mark = self._commit.add(changes.written)
             self._commit.settle(mark)
             self._waiting.wake(changes.ready)
@@ -108,7 +111,10 @@ class WorkerVerbs(QueueCore):
         self, incarnation: str, session: int, slots: int, extra: int, fast: Sequence[str], timeout: float
     ) -> Reserved:
         """The next tasks for a worker; waits for the first one."""
-        deadline = self._clock.monotonic() + min(timeout, MAX_WAIT)
+        deadline = self._clock.monotonic() + min(check_seconds("timeout", timeout), MAX_WAIT)
+        check_number("slots", slots)
+        check_number("extra", extra)
+        slots, extra = min(slots, MAX_BATCH), min(extra, MAX_BATCH)
         called: Worker | None = None
         with self._lock:
             while True:
@@ -131,6 +137,8 @@ class WorkerVerbs(QueueCore):
             self._record_handouts(changes.written)
             handouts = [_handout(task) for task in tasks]
             self._commit.settle_submits(max(task.id for task in tasks))
+            if self._state.leases.session(incarnation, session) is not worker:
+                return Reserved((), True)  # while it waited; whatever ended the session has seen to the tasks
         whole = self._with_payloads(handouts)
         fitting = _fitting(whole)
         if fitting < len(whole):
@@ -150,7 +158,12 @@ class WorkerVerbs(QueueCore):
         if not resting:
             return handouts
         payloads = self._store.payloads(resting)
-        return [h if h.payload is not None else h._replace(payload=payloads[h.id]) for h in handouts]
+        # One that is gone was purged: its task is over, and so is the session that it was taken for.
+        return [
+            handout if handout.payload is not None else handout._replace(payload=payloads[handout.id])
+            for handout in handouts
+            if handout.payload is not None or handout.id in payloads
+        ]
 
     def report(self, incarnation: str, session: int, reports: Sequence[Report]) -> Sequence[int]:
         """Outcomes of runs."""

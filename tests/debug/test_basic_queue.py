@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from taskq.errors import (
     TaskNotFound,
 )
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import NewTask, TaskRow
+from taskq.queue.task import NewTask, State, TaskRow
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE, Handout, TypeInfo
 from taskq.stores.base import Store
 from taskq.stores.memory import MemoryStore
@@ -544,6 +544,64 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         assert after.state(running) == "scheduled"
     finally:
         after.queue.close()
+
+
+def test_a_key_is_free_again_a_day_after_its_task_was_purged(desk: Desk) -> None:
+    [id] = desk.submit(key="nightly")
+    desk.report(ACK, id, desk.reserve()[0].run, b"", 0.1)
+    desk.later(1.0)
+    assert desk.queue.purge(["completed"], 0.5) == 1
+    desk.later(86_400 - 10)
+    desk.queue.tidy()
+    assert desk.submit(key="nightly") == [id]
+    desk.later(20)
+    desk.queue.tidy()
+    desk.queue.tidy()
+    [new] = desk.submit(key="nightly")
+    assert new > id and desk.state(new) == "pending"
+
+
+def test_purging_ends_though_tasks_go_on_finishing() -> None:
+    class Busy(MemoryStore):
+        clock: FakeClock
+        asked: list[float]
+
+        def purge(self, states: Iterable[State], finished_before: float, limit: int, now: float) -> dict[State, int]:
+            self.asked.append(finished_before)
+            self.clock.advance(1.0)
+            return super().purge(states, finished_before, limit, now)
+
+    store = Busy()
+    desk = Desk(store)
+    store.clock, store.asked = desk.clock, []
+    desk.queue.cancel(desk.submit())
+    desk.later(1.0)
+    assert desk.queue.purge(["cancelled"], 0.0) == 1
+    assert len(store.asked) == 2 and len(set(store.asked)) == 1
+    desk.queue.close()
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0, "1", None, True])
+def test_what_is_no_time_to_wait_is_refused(desk: Desk, seconds: Any) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: desk.queue.wait([1], seconds),
+        lambda: desk.queue.finished(CLIENT, 0, seconds),
+        lambda: desk.queue.purge(["failed"], seconds),
+        lambda: desk.queue.reserve("one", desk.session, 1, 0, (), seconds),
+    ]
+    for call in calls:
+        with pytest.raises(BadArguments, match="seconds"):
+            call()
+
+
+def test_no_call_asks_for_too_much(desk: Desk) -> None:
+    for _ in range(3):
+        desk.submit(*[b""] * 500)
+    with pytest.raises(BadArguments):
+        desk.reserve(-1)
+    assert len(desk.reserve(10**9)) == 1_000
+    with pytest.raises(BadArguments):
+        desk.queue.cancel(range(1_001))
 
 
 def test_loading_takes_no_time_from_workers_that_come_back() -> None:

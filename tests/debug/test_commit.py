@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
 
 from taskq.clock import SystemClock
 from taskq.config import QueueSettings
-from taskq.errors import OutcomeUnknown, ShuttingDown, StoreFailed
+from taskq.errors import KeyConflict, OutcomeUnknown, ShuttingDown, StoreFailed
+from taskq.queue.housekeeper import ROUND, Housekeeper
 from taskq.queue.job_queue import JobQueue
-from taskq.service import ACK, NACK, Outcome
-from taskq.stores.base import Batch
+from taskq.queue.task import Task, TaskRow
+from taskq.service import ACK, NACK, SNOOZE, Outcome
+from taskq.stores.base import Batch, KeyRow
 from taskq.stores.memory import MemoryStore
 
 POOL: Any = {"id": "pool", "name": "pool", "host": "h", "pid": 1, "local": None}
@@ -98,7 +103,7 @@ def test_who_comes_during_a_commit_is_in_the_next_one_together(
     first = threads.submit(queue.submit, 1, 1, [item()])
     assert store.entered.acquire(timeout=10)
     others = [threads.submit(queue.submit, client, 1, [item()]) for client in range(2, 12)]
-    until(lambda: queue._commit.mark == 11)
+    until(lambda: len(queue._commit._unwritten.calls) == 10)
     assert not first.done() and not any(other.done() for other in others), "a reply overtook its commit"
     store.gate.set()
     ids = [list(call.result(10).ids) for call in (first, *others)]
@@ -166,7 +171,7 @@ def test_a_failed_write_is_told_to_all_that_wait_and_nothing_is_accepted_any_mor
     calls = [threads.submit(queue.submit, 1, 1, [item()])]
     assert store.entered.acquire(timeout=10)
     calls += [threads.submit(queue.submit, client, 1, [item()]) for client in (2, 3)]
-    until(lambda: queue._commit.mark == 3)
+    until(lambda: len(queue._commit._unwritten.calls) == 2)
     store.gate.set()
     for call in calls:
         with pytest.raises(OutcomeUnknown):
@@ -185,6 +190,199 @@ def test_twins_of_one_call_get_the_same_ids_though_they_come_together(
     store.gate.set()
     assert {tuple(twin.result(10).ids) for twin in twins} == {(1, 2)}
     assert len(queue._state.tasks) == 2
+
+
+def test_keys_are_known_until_they_are_on_disk_however_many_there_are(
+    queue: JobQueue, store: GatedStore, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskq.queue.idempotency.KEPT", 2)
+    store.gate.clear()
+    first = threads.submit(queue.submit, 1, 1, [item(key="k")])
+    assert store.entered.acquire(timeout=10)
+    others = [threads.submit(queue.submit, n, 1, [item(key=f"{n}-{i}") for i in range(3)]) for n in range(2, 8)]
+    until(lambda: len(queue._commit._unwritten.calls) == 6)
+    twin = threads.submit(queue.submit, 8, 1, [item(key="k")])
+    again = threads.submit(queue.submit, 1, 1, [item(key="k")])
+    until(lambda: len(queue._commit._unwritten.calls) == 7)
+    store.gate.set()
+    assert [list(call.result(10).ids) for call in (first, twin, again)] == [[1], [1], [1]]
+    for call in others:
+        call.result(10)
+    queue.tidy()
+    queue.tidy()
+    assert queue.submit(9, 1, [item(key="k")]).ids == [1], "the store knows it when nobody else does any more"
+    assert not queue._recent.key("2-0")
+
+
+def test_what_goes_to_disk_during_a_look_into_the_store_is_looked_for_again(
+    queue: JobQueue, store: GatedStore, threads: ThreadPoolExecutor
+) -> None:
+    """A key that is not in the store yet, and forgotten by the time that the lock is had, must not be taken for new."""
+    queue.submit(2, 1, [item()])
+    looks = []
+
+    class Late(GatedStore):
+        def find_keys(self, keys: Sequence[str]) -> dict[str, KeyRow]:
+            found = super().find_keys(keys)
+            looks.append(found)
+            if len(looks) == 1:
+                threads.submit(queue.submit, 1, 1, [item(key="k")]).result(10)
+                queue.tidy()
+                queue.tidy()
+            return found
+
+    store.__class__ = Late
+    assert queue.submit(2, 2, [item(key="k")]).ids == queue.submit(1, 1, [item(key="k")]).ids
+    assert looks[0] == {} and len(queue._state.tasks) == 2
+
+
+def test_a_call_whose_tasks_were_there_already_is_stored_all_the_same(queue: JobQueue, store: GatedStore) -> None:
+    queue.submit(1, 1, [item(key="k")])
+    queue.submit(2, 1, [item(key="k")])
+    assert store.find_call(2, 1) is not None
+
+
+def test_a_state_is_told_only_when_it_is_on_disk(
+    queue: JobQueue, store: GatedStore, threads: ThreadPoolExecutor
+) -> None:
+    session = join(queue)
+    queue.submit(1, 1, [item()])
+    (task,) = queue.reserve("w", session, 1, 0, (), 1.0).tasks
+    while store.entered.acquire(blocking=False):
+        pass
+    store.gate.clear()
+    error = ("error", "E", "m", "t")
+    report = threads.submit(queue.report, "w", session, [(NACK, task.id, task.run, error, None, 0.1)])
+    assert store.entered.acquire(timeout=10)
+    asked = [threads.submit(queue.wait, [task.id], 0), threads.submit(queue.result, task.id)]
+    assert not any(call.done() for call in asked)
+    done, _ = wait(asked, timeout=0.1)
+    assert not done, "the write is under way: it may fail"
+    store.gate.set()
+    assert [outcome.state for outcome in (*asked[0].result(10), asked[1].result(10))] == ["scheduled"] * 2
+    report.result(10)
+
+
+@pytest.mark.parametrize("end", ["re-attached", "dead"])
+def test_a_session_that_ends_while_its_hand_out_waits_for_the_disk_gets_nothing(
+    queue: JobQueue, store: GatedStore, threads: ThreadPoolExecutor, end: str
+) -> None:
+    session = join(queue)
+    other = join(queue, "other")
+    while store.entered.acquire(blocking=False):
+        pass
+    store.gate.clear()
+    submit = threads.submit(queue.submit, 1, 1, [item()])
+    assert store.entered.acquire(timeout=10)
+    reserve = threads.submit(queue.reserve, "w", session, 1, 0, (), 10.0)
+    until(lambda: queue._state.leases.workers["w"].running)
+    if end == "dead":
+        ending = threads.submit(queue.child_died, "pool", "w", "signal 9", (), True)
+        until(lambda: "w" not in queue._state.leases.workers)
+    else:
+        ending = threads.submit(join, queue)
+        until(lambda: not queue._state.leases.workers["w"].running)
+    store.gate.set()
+    ending.result(10)
+    assert reserve.result(10) == ((), True)
+    assert [task.id for task in queue.reserve("other", other, 1, 0, (), 1.0).tasks] == submit.result(10).ids
+
+
+def test_a_task_that_is_purged_before_its_payload_was_read_is_left_out(queue: JobQueue, store: GatedStore) -> None:
+    session = join(queue)
+    (number,) = queue.submit(1, 1, [item()._replace(payload=bytes(5_000))]).ids
+
+    class Late(GatedStore):
+        def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
+            queue.child_died("pool", "w", "signal 9", (), True)
+            queue.cancel([number])
+            assert queue.purge(["cancelled"], 0.0) == 1
+            return super().payloads(ids)
+
+    store.__class__ = Late
+    assert not queue.reserve("w", session, 1, 0, (), 1.0).tasks
+
+
+def test_a_batch_that_cannot_be_made_loses_no_change(
+    queue: JobQueue, store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(task: Task) -> TaskRow:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("taskq.queue.commit.to_row", no_memory)
+        with pytest.raises(MemoryError):
+            queue.submit(1, 1, [item()])
+    (second,) = queue.submit(2, 1, [item()]).ids
+    assert queue.submit(1, 1, [item()]).ids == [1] and sorted(store.get([1, second])) == [1, 2]
+
+
+def test_what_is_expected_during_a_round_is_not_slept_over() -> None:
+    """What is recorded after a round has looked, and before it sleeps, is due in time too."""
+    rounds: list[float] = []
+    again = threading.Event()
+
+    class Rounds:
+        def tick(self) -> float:
+            rounds.append(time.monotonic())
+            if len(rounds) == 1:
+                keeper.expect(0.01)
+            else:
+                again.set()
+            return ROUND
+
+        def stood_still(self) -> None: ...
+
+        def look_after_disk(self) -> None: ...
+
+        def tidy(self) -> bool:
+            return False
+
+        def monotonic(self) -> float:
+            return time.monotonic()
+
+    keeper = Housekeeper(Rounds())
+    keeper.start()
+    assert again.wait(10)
+    keeper.stop()
+    assert rounds[1] - rounds[0] < ROUND / 2
+
+
+def test_tasks_leave_nothing_for_the_garbage_collector(queue: JobQueue) -> None:
+    """The manager keeps it from looking through a million tasks, so there must be no cycles."""
+
+    def live(number: int) -> None:
+        session = join(queue)
+        cursor = queue.finished(7, 0, 0.0).cursor
+        items = [item(max_retries=0), item(key=f"k{number}"), item(delay=60.0), item(), item()]
+        first, *_, last = queue.submit(7, number, items).ids
+        with contextlib.suppress(KeyConflict):
+            queue.submit(7, 1000 + number, [item("other", key=f"k{number}")])
+        queue.submit(7, number, items)
+        tasks = {task.id: task for task in queue.reserve("w", session, 9, 9, ("x",), 0.0).tasks}
+        error = ("error", "E", "m", "t")
+        queue.report("w", session, [(NACK, first, tasks[first].run, error, None, 0.1), (SNOOZE, last, 1, 0.1)])
+        queue.report("w", session, [(SNOOZE, last, tasks[last].run, 0.0)])
+        queue.child_died("pool", "w", "signal 9", (), False)
+        queue.cancel(range(first, last + 1))
+        queue.tick()
+        queue.wait([first], 1.0)
+        queue.finished(7, cursor, 0.0)
+        queue.get([first, last])
+        queue.snapshot()
+        queue.purge(["cancelled", "failed"], 0.0)
+        queue._state.leases._dead.clear()
+
+    live(1)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(2, 12):
+            live(number)
+        assert not queue._state.tasks
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_submit_wakes_no_more_workers_than_it_brings_tasks(queue: JobQueue, threads: ThreadPoolExecutor) -> None:

@@ -45,6 +45,7 @@ PURE = (
     *("queue.task", "queue.lifecycle", "queue.retry", "queue.ready", "queue.schedule", "queue.state", "queue.leases"),
     *("queue.admission", "queue.announced", "queue.changes", "queue.check", "queue.idempotency", "queue.limits"),
     *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec"),
+    *("layout", "records", "views"),
 )
 IMPURE = {"threading", "time", "random", "secrets", "logging", "socket", "os", "pathlib", "io", "uuid", "subprocess"}
 

@@ -11,6 +11,7 @@ from taskq.errors import KeyConflict, QueueFull
 from taskq.queue.announced import Announced
 from taskq.queue.changes import Changes
 from taskq.queue.check import check
+from taskq.queue.figures import QUEUES_KEPT
 from taskq.queue.idempotency import content_digest
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import DUE_STEP, QueueState
@@ -267,6 +268,18 @@ def test_names_of_queues_that_are_empty_cost_nothing() -> None:
     assert [task.id for task in taken] == [first, second] and list(state.ready.shelves) == [("user-2", "x")]
     state.cancel(third, START)
     assert not state.ready.shelves
+    check(state)
+
+
+def test_very_many_queues_are_forgotten_when_they_are_idle() -> None:
+    state = new_state()
+    last = put(state, *[NewTask("x", b"", f"user-{n}") for n in range(QUEUES_KEPT + 50)])[-1]
+    for number in range(1, last):
+        state.cancel(number, START)
+    state.figures.forget_idle()
+    assert len(state.figures.queues) == QUEUES_KEPT and f"user-{last - 1}" in state.figures.queues
+    for number in [number for number, task in state.tasks.items() if task.state is State.CANCELLED]:
+        state.forget(state.tasks[number])
     check(state)
 
 
