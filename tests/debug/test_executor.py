@@ -92,6 +92,25 @@ def test_result_that_cannot_be_sent_fails_for_good(bench: Bench) -> None:
     assert 'result["a"][0]' in error[2]
 
 
+def test_a_result_that_changes_while_it_is_encoded_is_a_failure(bench: Bench) -> None:
+    shared = dict.fromkeys(map(str, range(300_000)), 0)
+    over = threading.Event()
+
+    def change() -> None:
+        while not over.is_set():
+            shared[f"more {len(shared)}"] = 0
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        kind, _, _, error, delay, _ = bench.run(lambda: shared)
+    finally:
+        over.set()
+        thread.join()
+    assert (kind, delay, error[:2]) == (NACK, None, ("error", "RuntimeError"))
+    assert "changed" in error[2]
+
+
 def test_result_over_the_limit_fails_for_good(bench: Bench) -> None:
     assert bench.run(lambda: b"x" * (MAX_RESULT - 10))[0] == ACK
     kind, _, _, error, delay, _ = bench.run(lambda: b"x" * MAX_RESULT)
