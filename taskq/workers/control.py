@@ -8,14 +8,16 @@ ready, or which error kept it from starting.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from taskq.config import Join
 from taskq.errors import TaskqError, from_wire, to_wire
@@ -91,6 +93,19 @@ def become_ordinary() -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.disable()
+
+
+def leave(error: BaseException | None) -> NoReturn:
+    """End a process that a task forked when the task's function is over, as a program ends: 0, its exit code, or 1."""
+    if error is not None and not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    code = 1 if error is not None else 0
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        code = error.code or 0
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code & 0xFF)
 
 
 def lines(descriptor: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from taskq.errors import BadArguments, NotEncodable, Permanent, Retry, Snooze, T
 from taskq.registry import CURRENT, TaskContext, TaskType
 from taskq.service import ACK, MAX_RESULT, NACK, SNOOZE, Handout, Report
 from taskq.wire.codec import decode_arguments, encode
-from taskq.workers import failures
+from taskq.workers import control, failures
 from taskq.workers.slots import NAME_BYTES, SlotTable
 from taskq.workers.watchdog import Alarm, Watchdog
 
@@ -45,6 +45,7 @@ class Executor:
         self._watchdog = Watchdog(monotonic)
         self._names: dict[str, bytes] = {}
         self._debug = _log.isEnabledFor(logging.DEBUG)
+        self._forked = False
 
     def run(self, slot: int, handout: Handout) -> Report:
         """Run one task in the calling thread, which owns ``slot``; gives the outcome. Raises nothing."""
@@ -54,8 +55,14 @@ class Executor:
             if handout.timeout is None:
                 return copy_context().run(self._attempt, handout, started)
             return self._limited(handout, started, handout.timeout)
+        except Exception as error:  # out of memory or threads, or a result that changes while it is encoded
+            return self._failed(handout, started, failures.describe("error", error, __file__), None)
         finally:
             self._slots.end(slot)
+
+    def after_fork(self) -> None:
+        """In a process that a task forked: the task's function is all that this process is for."""
+        self._forked = True
 
     def close(self) -> None:
         """End the watchdog's thread; call it when no task runs any more."""
@@ -101,7 +108,11 @@ class Executor:
         try:
             result = found.function(*args, **kwargs)
         except BaseException as error:
+            if self._forked:
+                control.leave(error)
             return self._raised(handout, started, found, error)
+        if self._forked:
+            control.leave(None)
         return self._returned(handout, started, result)
 
     def _enter(self, handout: Handout) -> None:

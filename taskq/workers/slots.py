@@ -74,6 +74,10 @@ class SlotTable:
         self._map.close()
         os.close(self._descriptor)
 
+    def disown(self) -> None:
+        """In a fork of the child: whatever is written from now on, nobody sees."""
+        self._map = mmap.mmap(-1, self._bytes)
+
     # -- written by the child
 
     def own(self, slot: int) -> None:

@@ -139,6 +139,11 @@ class Worker:
         self._backlog.close()
         self.wake()
 
+    def after_fork(self) -> None:
+        """In a process that a task forked: nothing of the worker's goes on there."""
+        self._slots.disown()
+        self._executor.after_fork()
+
     # -- task threads
 
     def _work(self, slot: int) -> None:
