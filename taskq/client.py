@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
 from weakref import WeakSet
 
+from taskq import config
 from taskq.catalog import Catalog, Offer
 from taskq.config import Join, find_join, state_dir
 from taskq.errors import BadArguments, ConfigError, PayloadTooLarge, TaskqError
@@ -46,6 +47,8 @@ class Client:
     ``join``: a join file (a path), or what was read from one; ``host``, ``port``: instead of the addresses in there;
     ``state_dir``, ``name``: the folder or the name of a local instance. ``connect_timeout``: seconds to go on trying
     after a connection was lost. ``allow_unknown``: submit types too that no worker offers.
+
+    With none of these, a client that a task makes is one of the manager that the task came from.
 
     Connects when it is first used. Raises `ConfigError` and `AuthenticationFailed` at once when the files are no good.
     """
@@ -325,7 +328,10 @@ def _correlation_id() -> str:
 def _find(
     join: str | Path | None, host: str | None, port: int | None, folder: str | Path | None, name: str | None
 ) -> Join:
-    """Addresses and key: what was given, else ``TASKQ_JOIN``, ``TASKQ_HOST`` and so on, else from the state folder."""
+    """Addresses and key: what was given, else in a worker those of its manager, else ``TASKQ_JOIN``, ``TASKQ_HOST`` and
+    so on, else from the state folder."""
+    if config.own_manager is not None and not any((join, host, port, folder, name)):
+        return config.own_manager()
     environ = os.environ
     variable = environ.get("TASKQ_PORT")
     if variable and not variable.isdigit():

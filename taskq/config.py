@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -247,6 +247,10 @@ def find_join(
         path = Path(key_file) if key_file is not None else state.key
         key, source = read_key(path), str(path)
     return Join(tuple(addresses), key, found.name if found else "default", source)
+
+
+own_manager: Callable[[], Join] | None = None
+"""In a worker process: where its manager is. A `taskq.Client` that is not told where to go is one of that manager."""
 
 
 @dataclass(frozen=True)

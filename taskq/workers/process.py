@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from taskq import builtin_tasks, logs, registry
+from taskq import builtin_tasks, config, logs, registry
 from taskq.clock import SystemClock
 from taskq.config import Join
 from taskq.errors import AuthenticationFailed, ProtocolMismatch, TaskqError
@@ -31,13 +31,13 @@ _log = logging.getLogger("taskq.workers.process")  # not __name__, which is "__m
 
 
 class Process:
-    """What is there once in a worker process: configuration, link, worker, the parent's commands, signals."""
+    """What is there once in a worker process: configuration, attachment, worker, the parent's commands, signals."""
 
-    def __init__(self, config: control.ChildConfig, commands: Iterator[str]) -> None:
-        self._config = config
+    def __init__(self, given: control.ChildConfig, commands: Iterator[str]) -> None:
+        self._config = given
         self._commands = commands
-        self._join = Join.from_json(config.join, "the parent's join file")
-        self._slots = SlotTable(config.slots, config.threads)
+        self._join = Join.from_json(given.join, "the parent's join file")
+        self._slots = SlotTable(given.slots, given.threads)
         self._parent_gone = False
         self._leaving = False
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # of an Event, `set` may not be called by a handler
@@ -45,22 +45,23 @@ class Process:
 
     def run(self) -> int:
         """Boot, work, leave; gives the exit code."""
-        config = self._config
-        for descriptor in (config.slots, config.status):
+        own = self._config
+        for descriptor in (own.slots, own.status):
             os.set_inheritable(descriptor, False)
         faulthandler.enable(self._slots.crash_descriptor())
-        os.register_at_fork(after_in_child=control.become_ordinary)
+        os.register_at_fork(after_in_child=self._after_fork)
         threading.Thread(target=self._obey, name="taskq-commands", daemon=True).start()
         signal.signal(signal.SIGTERM, self._on_term)
-        logs.setup("worker", level=config.log_level, format=config.log_format, worker=config.name)
+        config.own_manager = lambda: self._join
+        logs.setup("worker", level=own.log_level, format=own.log_format, worker=own.name)
         try:
-            registry.load([builtin_tasks.__name__, *config.tasks])
+            registry.load([builtin_tasks.__name__, *own.tasks])
             worker = self._boot()
         except TaskqError as error:
-            control.say_error(config.status, error)
+            control.say_error(own.status, error)
             return 1
         if worker is not None:
-            control.say_ready(config.status)
+            control.say_ready(own.status)
             worker.start()
             if self._leaving:
                 worker.drain(orphan=self._parent_gone)
@@ -93,16 +94,22 @@ class Process:
     def _connect(self) -> RemoteQueue:
         return RemoteQueue(self._join, connect_timeout=self._config.connect_timeout)
 
+    def _after_fork(self) -> None:
+        """A task forked, and this is the new process."""
+        control.become_ordinary()
+        if self._worker is not None:
+            self._worker.after_fork()
+
     def _describe(self) -> WorkerInfo:
-        config = self._config
+        own = self._config
         return WorkerInfo(
-            incarnation=config.incarnation,
-            pool=config.pool,
-            name=config.name,
+            incarnation=own.incarnation,
+            pool=own.pool,
+            name=own.name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            threads=config.threads,
-            queues=config.queues,
+            threads=own.threads,
+            queues=own.queues,
             types=[found.describe() for found in registry.all_types()],
         )
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,7 +19,7 @@ from taskq import Client
 
 JOBS = '''
 import ctypes, os, pathlib, signal, subprocess, sys, time
-from taskq import task
+from taskq import Client, task
 
 HERE = pathlib.Path(__file__).parent
 
@@ -75,6 +76,39 @@ def forks(how):
         os.kill(pid, signal.SIGTERM)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+@task(name="forks_and_holds", max_retries=0)
+def forks_and_holds(name):
+    pid = os.fork()
+    if pid == 0:
+        return "never heard"
+    os.waitpid(pid, 0)
+    return hold(name)
+
+@task(name="forked_code", max_retries=0)
+def forked_code(how):
+    """A child by fork that just comes to the end of this function; gives its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        if how == "exit":
+            sys.exit(7)
+        if how == "error":
+            raise ValueError("said by the fork")
+        return "never heard"
+    give_up = time.monotonic() + 5
+    while time.monotonic() < give_up:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            time.sleep(0.1)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, 9)
+    raise TimeoutError("the fork did not end")
+
+@task(name="submits", max_retries=0)
+def submits(value):
+    with Client() as q:
+        return q.submit("compute", "double", value).result(timeout=10)
+
 @task(name="hold_gil")
 def hold_gil(name, seconds):
     """No Python code runs in the whole process meanwhile."""
@@ -102,8 +136,8 @@ class Pools:
     def begin(self, *options: object) -> Process:
         return self.cluster.manager(*options, workers=0)
 
-    def pool(self, *options: object, workers: int = 1, threads: int = 4) -> Process:
-        return self.cluster.pool("--tasks", "jobs", *options, workers=workers, threads=threads)
+    def pool(self, *options: object, workers: int = 1, threads: int = 4, **environment: str) -> Process:
+        return self.cluster.pool("--tasks", "jobs", *options, workers=workers, threads=threads, **environment)
 
     def client(self) -> Client:
         return self.cluster.client()  # type: ignore[no-any-return]
@@ -252,6 +286,36 @@ def test_processes_that_a_task_forks_are_ordinary_ones(pools: Pools) -> None:
     assert "forks" not in pool.output.split("signal 9")[-1], "the fork's crash is not taken for the worker's"
     pools.let_go("a")
     assert pools.until("completed", held)[0]["deaths"] == 1
+
+
+@pytest.mark.parametrize(("how", "code"), [("return", 0), ("exit", 7), ("error", 1)])
+def test_a_fork_ends_with_the_tasks_function_and_reports_nothing(pools: Pools, how: str, code: int) -> None:
+    pools.begin()
+    pool = pools.pool()
+    assert pools.client().submit("forked_code", how).result(timeout=20) == code
+    (child,) = pools.children(pool)
+    assert child.children() == []
+    assert ("said by the fork" in pool.output) == (how == "error")
+
+
+def test_a_fork_leaves_the_slot_of_its_task_alone(pools: Pools) -> None:
+    pools.begin()
+    pool = pools.pool(threads=1)
+    (child,) = pools.children(pool)
+    id = pools.submit("forks_and_holds", "a")
+    pools.until_running("a")
+    wait_until(lambda: child.children() == [])
+    child.kill()
+    wait_until(lambda: len(pools.marks("a")) == 2, 10)
+    pools.let_go("a")
+    assert pools.until("completed", id)[0]["deaths"] == 1, "the death was not counted: the slot was taken for free"
+
+
+def test_a_client_in_a_task_is_one_of_the_tasks_manager(pools: Pools, tmp_path: Path) -> None:
+    pools.begin()
+    join = pools.cluster.state / "join.json"
+    pools.pool("--join", join, TASKQ_STATE_DIR=str(tmp_path / "nothing"))
+    assert pools.client().submit("submits", 21).result(timeout=20) == 42
 
 
 # -- pools that cannot start
