@@ -58,10 +58,15 @@ class Reconnecting:
                     if give_up is None:
                         give_up = now + patience
                     unreachable = not (self._was_connected or first_too)
-                    if unreachable or self._closed.is_set() or now + wait >= give_up:
+                    if unreachable or self._closed.is_set() or now >= give_up:
                         raise
-                    self._closed.wait(wait)
+                    self._closed.wait(min(wait, give_up - now))
                     wait = pauses.next()
+                except TaskqError:
+                    raise  # an answer
+                except BaseException:
+                    self._drop()  # interrupted: it would connect anew by itself, and we not meet who is there now
+                    raise
 
     def close(self) -> None:
         """Close the connection, also under a call that waits in another thread."""

@@ -290,7 +290,7 @@ def _parts(slots: Sequence[Slot]) -> list[Sequence[Slot]]:
 
 def _wait(manager: Reconnecting, slots: Sequence[Slot], timeout: float, patience: float) -> Sequence[Outcome]:
     ids = [slot.id for slot in slots]
-    return manager.call(lambda queue: queue.wait(ids, timeout), patience, first_too=patience > timeout)
+    return manager.call(lambda queue: queue.wait(ids, timeout), patience, first_too=True)
 
 
 def _found(slot: Slot) -> Outcome:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -451,6 +453,62 @@ def test_another_store_makes_handles_raise_store_changed(here: Here) -> None:
             ask()
     here.worker()
     assert q.submit(compute, "double", 2).result(10) == 4
+
+
+@contextmanager
+def interrupted(seconds: float) -> Iterator[None]:
+    """The block is broken off by a KeyboardInterrupt after so many seconds."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interrupted_wait_leaves_the_client_usable(here: Here) -> None:
+    q = here.client()
+    handle = q.submit(sleep, 0.1)
+    with interrupted(0.1):
+        handle.result()
+    with interrupted(0.1):
+        list(q.as_completed([handle]))
+    here.worker()
+    assert handle.result(10) == 0.1
+    assert q.submit(compute, "double", 2).result(10) == 4
+
+
+def test_after_an_interrupted_call_another_store_is_noticed(here: Here) -> None:
+    id = here.client().submit(sleep, 60).id
+    handle = here.client().handle(id)
+    assert handle.state() == "pending"
+    with interrupted(0.2):
+        handle.result()
+    here.end()
+    here.store = MemoryStore()
+    here.begin()
+    with pytest.raises(errors.StoreChanged):
+        handle.result(5)
+
+
+def test_waiting_for_a_manager_that_is_away_is_patient(here: Here) -> None:
+    attempts = []
+
+    def connect() -> RemoteQueue:
+        attempts.append(time.monotonic())
+        return RemoteQueue(here.join)
+
+    here.end()
+    with Client.over(connect) as q, pytest.raises(TimeoutError):
+        q.handle(1).result(1.0)
+    assert len(attempts) < 30
+    here.begin()
 
 
 class LosesReplies(RemoteQueue):

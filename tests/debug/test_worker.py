@@ -399,6 +399,7 @@ def test_another_store_gets_nothing_of_the_former_ones_tasks(bench: Bench) -> No
     made = bench.worker(threads=2)
     (old,) = bench.submit("gated", 111)
     bench.until([old], "running")
+    wait_until(lambda: bench.attachment().held)  # a little later than the queue says so
     (old_run,) = bench.attachment().held
     bench.here.end()
     bench.here.store = MemoryStore()
@@ -406,7 +407,7 @@ def test_another_store_gets_nothing_of_the_former_ones_tasks(bench: Bench) -> No
     wait_until(lambda: len(bench.attached_with) == 2)
     assert bench.attached_with[-1] == []
     (new,) = bench.submit("gated", 222)
-    bench.until([new], "running")
+    wait_until(lambda: bench.attachment().held)
     assert (new, list(bench.attachment().held)) == (old, [old_run])
     bench.gate.set()
     bench.until([new], "completed")
