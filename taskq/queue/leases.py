@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, NamedTuple
 
 from taskq.errors import StaleRun
@@ -184,9 +185,9 @@ class Leases:
             if over or worker.expires + SILENT_KEPT <= now:
                 yield worker
 
-    def next_expiry(self) -> float | None:
-        """When the next lease ends (monotonic), None when nothing is leased."""
-        return min((w.expires for w in self.workers.values() if w.running or not w.attached), default=None)
+    def next_expiry(self) -> float:
+        """When the next lease ends (monotonic), infinity when nothing is leased."""
+        return min((w.expires for w in self.workers.values() if w.running or not w.attached), default=inf)
 
     def forget_silent_pools(self, now: float) -> None:
         """Drop pools that have no workers and have not been heard of for long."""

@@ -15,7 +15,8 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
+from itertools import chain
 
 from taskq.queue.task import PENDING, Task
 
@@ -207,3 +208,12 @@ class Ready:
                 self.shelves[place].absorb(shelf)
             else:
                 self.shelves[place] = shelf
+
+
+def oldest(places: Sequence[Ready], wall: float) -> dict[str, float]:
+    """For each queue with tasks here: how many seconds the one that came first has waited."""
+    ages: dict[str, float] = {}
+    for shelf in chain.from_iterable(ready.shelves.values() for ready in places):
+        for task in shelf.heads():
+            ages[shelf.queue] = max(ages.get(shelf.queue, 0.0), wall - task.due_at)
+    return ages

@@ -45,9 +45,20 @@ class Schedule:
         """A task is scheduled no more, and was not taken by `pop`."""
         self._stale += 1
         if 2 * self._stale > len(self._heap) + SPARE:
-            self._heap = [entry for entry in self._heap if entry[2].state is SCHEDULED]
-            heapq.heapify(self._heap)
-            self._stale = 0
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._heap = [(task.due_at, task.id, task) for _, _, task in self._heap if task.state is SCHEDULED]
+        heapq.heapify(self._heap)
+        self._stale = 0
+
+    def shift(self, seconds: float) -> list[Task]:
+        """Put off (or forward) what waits after an attempt; gives those tasks. What waits for its date stays."""
+        moved = [task for _, task in self.entries() if task.run]
+        for task in moved:
+            task.due_at += seconds
+        self._rebuild()
+        return moved
 
     def entries(self) -> list[tuple[float, Task]]:
         """All that are scheduled, each with the time under which it stands here, in no order."""

@@ -7,10 +7,9 @@ became final, and what became pending. It waits for nothing, locks nothing and w
 (`taskq.queue.job_queue`) does.
 
 Rules. (1) Only `_move`, and `reserve` for many at once, change a task's state, and only along the table in
-`lifecycle`. (2) A worker's word about a
-task counts only with the run that is current: with any other nothing changes. (3) A task object that has left the
-shelves or the heap by another door than their own never comes back into them; a copy takes its place (`_readopt`), so
-that the entry it leaves behind stays stale.
+`lifecycle`. (2) A worker's word about a task counts only with the run that is current: with any other nothing changes.
+(3) A task object that has left the shelves or the schedule by another door than their own never comes back into them; a
+copy takes its place (`_readopt`), so that the entry it leaves behind stays stale.
 
 `taskq.queue.check` derives all bookkeeping anew and compares.
 """
@@ -28,7 +27,7 @@ from taskq.queue.changes import Accepted, Changes
 from taskq.queue.figures import Figures
 from taskq.queue.leases import SILENT_KEPT, Leases, Moment, Worker, owned
 from taskq.queue.lifecycle import Event, next_state
-from taskq.queue.ready import Ready
+from taskq.queue.ready import Ready, oldest
 from taskq.queue.retry import MAX_DEATHS, death_delay, retry_delay
 from taskq.queue.schedule import Schedule
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, Task, TaskError, TaskRow, from_row
@@ -39,6 +38,8 @@ RUNS_PER_EPOCH = 2**40
 UNKNOWN = "?"
 DUE_STEP = 5_000
 """Most scheduled tasks that one `QueueState.tick` makes pending: a hundred thousand may be due in the same second."""
+CLOCK_SET = 1.0
+"""Seconds by which the wall clock leaves the other one behind, between two ticks, only when somebody sets it."""
 HOLD = 5.0
 """Seconds for which tasks from before a restart are kept back while workers that may hold them come back."""
 
@@ -59,6 +60,7 @@ class QueueState:
         self._next_run = epoch * RUNS_PER_EPOCH + 1
         self._kept_below = 0
         self._kept_until = 0.0
+        self._apart: float | None = None
 
     # -- the one door
 
@@ -170,12 +172,7 @@ class QueueState:
 
     def oldest_pending(self, now: Moment) -> dict[str, float]:
         """For each queue with pending tasks: how many seconds the one that came first has waited."""
-        ages: dict[str, float] = {}
-        for shelves in (self.ready, self.kept_back):
-            for shelf in shelves.shelves.values() if shelves else ():
-                for task in shelf.heads():
-                    ages[shelf.queue] = max(ages.get(shelf.queue, 0.0), now.wall - task.due_at)
-        return ages
+        return oldest([self.ready, *([self.kept_back] if self.kept_back else [])], now.wall)
 
     def cancel(self, task_id: int, now: Moment) -> tuple[State | None, Changes]:
         """Cancel a task that is alive; gives its state now, None when it is not here (final and stored, or unknown).
@@ -357,7 +354,7 @@ class QueueState:
 
     def tick(self, now: Moment) -> list[Changes]:
         """Everything that is due by ``now``: scheduled tasks, ended leases, what was kept back after a restart."""
-        done = [self._due(now)]
+        done = [self._follow_wall_clock(now), self._due(now)]
         for worker in list(self.leases.expired(now.mono)):
             done.append(self.worker_gone(worker, "silence: its lease ran out", None, now, counts=True))
             if not worker.attached or now.mono - worker.expires >= SILENT_KEPT:
@@ -367,6 +364,13 @@ class QueueState:
         if self.kept_back is not None and (now.mono >= self._kept_until or not self.leases.expected()):
             done.append(self._release())
         return done
+
+    def _follow_wall_clock(self, now: Moment) -> Changes:
+        """When the wall clock is set, the pauses of tasks that ran before stay as long as they were."""
+        apart = now.wall - now.mono
+        jump = 0.0 if self._apart is None else apart - self._apart
+        self._apart = apart
+        return Changes(self.schedule.shift(jump) if abs(jump) > CLOCK_SET else [])
 
     def _due(self, now: Moment) -> Changes:
         changes = Changes()
@@ -383,10 +387,7 @@ class QueueState:
 
     def next_deadline(self, now: Moment) -> float | None:
         """Seconds until `tick` has something to do, None when it has nothing to wait for."""
-        waits = [self.schedule.first() - now.wall]
-        expiry = self.leases.next_expiry()
-        if expiry is not None:
-            waits.append(expiry - now.mono)
+        waits = [self.schedule.first() - now.wall, self.leases.next_expiry() - now.mono]
         if self.kept_back is not None:
             waits.append(self._kept_until - now.mono)
         soonest = min(waits)

@@ -237,6 +237,25 @@ def test_every_end_of_a_cancelled_attempt_has_a_time(end: str) -> None:
     check(state)
 
 
+@pytest.mark.parametrize("jump", [-366 * 86400.0, 366 * 86400.0])
+def test_pauses_are_as_long_as_before_when_somebody_sets_the_clock(jump: float) -> None:
+    """A date is a date; but a pause of seconds must not become one of a year."""
+    state = new_state()
+    put(state, NewTask("x", b"", delay=60.0), *[NewTask("x", b"", backoff=10.0)] * 2)
+    worker = join(state)
+    retried, snoozed = take(state, worker, 2)
+    reports = [(NACK, retried.id, retried.run, ERROR, None, 0.1), (SNOOZE, snoozed.id, snoozed.run, 8.0)]
+    state.report(worker, reports, START)
+    pause = retried.due_at - START.wall
+    state.tick(START)
+    now = Moment(START.mono + 1, START.wall + 1 + jump)
+    changed = [task.id for changes in state.tick(now) for task in changes.written]
+    assert changed == ([2, 3] if jump < 0 else [2, 3, 1])
+    assert [retried.due_at - now.wall, snoozed.due_at - now.wall] == pytest.approx([pause - 1, 7.0])
+    assert state.tasks[1].due_at == START.wall + 60
+    check(state)
+
+
 def test_many_that_are_due_at_once_come_in_pieces() -> None:
     """The lock is held for each piece only."""
     state = new_state()

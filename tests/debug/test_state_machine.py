@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from taskq.config import QueueSettings
-from taskq.errors import InvalidTransition, QueueFull, StaleRun
+from taskq.errors import InvalidTransition, KeyConflict, QueueFull, StaleRun
 from taskq.queue.changes import Changes
 from taskq.queue.check import check
 from taskq.queue.leases import Moment, Worker
@@ -18,6 +18,7 @@ from taskq.queue.lifecycle import TRANSITIONS, next_state
 from taskq.queue.state import HOLD, RUNS_PER_EPOCH, QueueState
 from taskq.queue.task import FINAL, NewTask, State, TaskRow, to_row
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
+from taskq.stores.base import KeyRow
 
 LEASE = 30.0
 LIMIT = 40
@@ -47,6 +48,7 @@ class QueueWalk(RuleBasedStateMachine):
         self.stored: dict[int, TaskRow] = {}
         self.unsaved: set[int] = set()
         self.spent: list[tuple[str, int, int]] = []
+        self.keys: dict[str, KeyRow] = {}
         self.highest_run = 0
         self.workers = 0
         for name in ("w1", "w2"):
@@ -100,6 +102,31 @@ class QueueWalk(RuleBasedStateMachine):
         self.save(accepted.changes)
         for number in accepted.ids:
             assert self.expected[number] is (State.SCHEDULED if delay else State.PENDING)
+
+    @rule(key=st.sampled_from("kl"), priority=st.integers(0, 1), wrong=st.booleans())
+    def submit_with_a_key(self, key: str, priority: int, wrong: bool) -> None:
+        """Between two others; what the store knows of keys is what was accepted."""
+        item = NewTask("x", b"p", "a", priority, key=key)
+        plain = NewTask("y", b"p", "b", key="other " + key if wrong else None)
+        before = {number: to_row(task) for number, task in self.state.tasks.items()}
+        twin = self.keys.get(key)
+        try:
+            accepted = self.state.submit(1, [plain, item, item], self.keys, self.now)
+        except QueueFull:
+            assert before == {number: to_row(task) for number, task in self.state.tasks.items()}
+            return
+        except KeyConflict:
+            assert twin is not None and self.wanted[twin.id].priority != priority
+            assert before == {number: to_row(task) for number, task in self.state.tasks.items()}
+            return
+        first, second, third = accepted.ids
+        assert second == third and (2 in accepted.existing) and (1 in accepted.existing) == (twin is not None)
+        assert twin is None or (second == twin.id and self.wanted[second].priority == priority)
+        for row in accepted.keys:
+            self.keys[row.key] = row
+        self.wanted.update({number: item for number in (second,) if number not in self.wanted})
+        self.wanted.setdefault(first, plain)
+        self.save(accepted.changes)
 
     @precondition(lambda self: self.expected)
     @rule(data=st.data())
@@ -285,8 +312,16 @@ class QueueWalk(RuleBasedStateMachine):
         self.wall += seconds
         children = [{"incarnation": name, "stopped": False, "running": ()} for name in beating]
         self.state.leases.beat(POOL, children, self.mono)
+        silent = [worker for worker in self.state.leases.workers.values() if worker.expires <= self.mono]
+        lost = {number: to_row(task) for worker in silent for number, task in worker.running.items()}
         for changes in self.state.tick(self.now):
             self.save(changes)
+        for number, row in lost.items():
+            if number in self.state.tasks:
+                assert self.state.tasks[number].deaths == row.deaths + 1 and self.expected[number] is State.SCHEDULED
+            else:
+                assert self.expected[number] is (State.FAILED if row.deaths == 2 else State.CANCELLED)
+                assert row.deaths == 2 or row.cancel_requested
         for task in self.state.tasks.values():
             assert task.state is not State.SCHEDULED or task.due_at > self.wall, "it is due and not pending"
         for worker in self.state.leases.workers.values():
@@ -294,12 +329,18 @@ class QueueWalk(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([-366 * 86400.0, 366 * 86400.0]))
     def jump_wall_clock(self, seconds: float) -> None:
+        pauses = {n: task.due_at - self.wall for n, task in self.state.tasks.items() if task.state is State.SCHEDULED}
+        self.let_pass(0.0, [])
         leased = {name: set(worker.running) for name, worker in self.state.leases.workers.items()}
         self.wall += seconds
         for changes in self.state.tick(self.now):
             self.save(changes)
         now = {name: set(worker.running) for name, worker in self.state.leases.workers.items()}
         assert leased == now, "a lease ended by the wall clock"
+        for number, pause in pauses.items():
+            task = self.state.tasks[number]
+            if task.run:
+                assert task.state is State.SCHEDULED and task.due_at - self.wall == pytest.approx(pause, abs=1e-3)
 
     @rule(data=st.data())
     def restart(self, data: st.DataObject) -> None:
