@@ -73,8 +73,9 @@ class Keeper:
         self._next_beat = 0.0
         self._asked_to_drain = False
         self._thread = threading.Thread(target=self._run, name="taskq-keeper", daemon=True)
-        self.last_contact = clock.monotonic()
-        """Monotonic seconds when the manager last answered."""
+        self.away_since: float | None = None
+        """Monotonic seconds when it was first seen that the manager is away; None while it answers. (Not: when it last
+        answered, which is long ago for a pool that was suspended.)"""
 
     def first_contact(self) -> Join:
         """Reach the manager for the first time, in the calling thread; gives where it is. Raises what stands in the
@@ -149,7 +150,7 @@ class Keeper:
             self._beat(queue)
         else:
             queue.hello()
-        self.last_contact = self._clock.monotonic()
+        self.away_since = None
         self._pauses.reset()
 
     def _deliver(self, queue: Connection, death: Death) -> None:
@@ -180,6 +181,7 @@ class Keeper:
         if self._queue is not None:
             self._queue.close()
             self._queue = None
-        if self._pauses.fresh:
+        if self.away_since is None:
+            self.away_since = self._clock.monotonic()
             level = logging.WARNING if isinstance(error, ManagerUnavailable) else logging.ERROR
             logs.event(_log, level, "connection_lost", error.message)

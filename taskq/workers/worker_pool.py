@@ -165,8 +165,6 @@ class WorkerPool:
         due = [place.due for place in self._places if place.child is None and not place.fatal]
         if self._deadline is not None:
             due = [self._deadline]
-        elif self._settings.local is not None:
-            due.append(self._keeper.last_contact + AWAY_LIMIT)
         with contextlib.suppress(queue.Empty):
             return self._events.get(timeout=min(max(0.0, min(due, default=now + SIGNAL_WAIT) - now), SIGNAL_WAIT))
         return lambda: None
@@ -182,8 +180,10 @@ class WorkerPool:
             if now >= self._deadline and any(place.child is not None for place in self._places):
                 logs.event(_log, logging.WARNING, "stopping_hard", "out of time: what still runs is killed")
                 self._kill_all()
-        elif self._settings.local is not None and now >= self._keeper.last_contact + AWAY_LIMIT:
-            self._drain(f"the manager has been away for {AWAY_LIMIT:g} s")
+        elif self._settings.local is not None:
+            away_since = self._keeper.away_since
+            if away_since is not None and now >= away_since + AWAY_LIMIT:
+                self._drain(f"the manager has been away for {AWAY_LIMIT:g} s")
 
     def _bring_number_back(self, now: float) -> None:
         for place in self._places:

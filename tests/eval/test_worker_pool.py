@@ -567,7 +567,10 @@ def test_a_local_pool_of_a_manager_that_is_gone_ends_itself(pools: Pools) -> Non
 
 
 def test_a_local_pool_does_not_wait_for_its_manager_for_ever(pools: Pools) -> None:
-    """Its manager is played by a bare server of the queue, which takes the pool for its own and then goes away."""
+    """Its manager is played by a bare server of the queue, which takes the pool for its own and then goes away.
+
+    Before that the pool is suspended: that the manager has not answered meanwhile is not the manager's fault.
+    """
     serve = [sys.executable, "-c", SERVE, str(pools.folder / "old-join.json")]
     manager = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True, env=pools.cluster.environment())
     assert manager.stdout is not None
@@ -577,6 +580,11 @@ def test_a_local_pool_does_not_wait_for_its_manager_for_ever(pools: Pools) -> No
         wait_until(lambda: pools.cluster.worker_processes(), 10)
         assert local.stderr is not None
         assert any("attached" in line for line in local.stderr)
+        local.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)  # longer than it would wait for its manager
+        local.send_signal(signal.SIGCONT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            local.wait(1.5)
         manager.kill()
         _, words = local.communicate(timeout=20)
         assert local.returncode == 0
