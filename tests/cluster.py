@@ -81,6 +81,8 @@ class Cluster:
     state: Path
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     processes: list[Process] = field(default_factory=list)
+    python: str = sys.executable
+    """The interpreter of what is started from now on."""
     _closing: list[Callable[[], object]] = field(default_factory=list)
 
     wait_until = staticmethod(wait_until)
@@ -96,7 +98,7 @@ class Cluster:
         log = self.folder / f"{len(self.processes):02d}-{name}.log"
         with log.open("wb") as file:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "taskq", name, *map(str, arguments)],
+                [self.python, "-m", "taskq", name, *map(str, arguments)],
                 cwd=self.folder,
                 env=self.environment(**environment),
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
@@ -159,7 +161,7 @@ class Cluster:
     ) -> subprocess.CompletedProcess[str]:
         """Run ``taskq NAME ARGUMENTS…`` to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "taskq", name, *map(str, arguments)],
+            [self.python, "-m", "taskq", name, *map(str, arguments)],
             cwd=self.folder,
             env=self.environment(**environment),
             input=stdin if stdin is not None else "",
