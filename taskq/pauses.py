@@ -19,11 +19,6 @@ class Pauses:
         self._seed = seed
         self._attempts = 0
 
-    @property
-    def fresh(self) -> bool:
-        """Whether no attempt has failed since the beginning or the last `reset`."""
-        return self._attempts == 0
-
     def reset(self) -> None:
         """An attempt was successful."""
         self._attempts = 0
