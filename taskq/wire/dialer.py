@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -120,6 +121,10 @@ class Dialer:
                 set_options(sock)
                 set_timeout(sock, socket.SO_SNDTIMEO, remaining)  # `connect` obeys it
                 sock.connect(where)
+                if sock.getsockname() == sock.getpeername():
+                    # A port of this machine at which nobody listens, and which the system chose for our own end too:
+                    # TCP connects us to ourselves, and the manager would find its port taken.
+                    raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
                 set_timeout(sock, socket.SO_SNDTIMEO, FRAME_TIMEOUT)
             except OSError as error:
                 sock.close()

@@ -447,6 +447,22 @@ def test_nothing_listens() -> None:
     )
 
 
+def test_a_connection_to_itself_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who tries a port again and again at which nobody listens gets that very port for its own end some day."""
+
+    class Unlucky(socket.socket):
+        def connect(self, address: Any) -> None:
+            self.bind(address)
+            super().connect(address)
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = Address(*taken.getsockname())
+    monkeypatch.setattr(socket, "socket", Unlucky)
+    with pytest.raises(ManagerUnavailable, match="connection refused"):
+        RemoteQueue(join_of(address), connect_timeout=1.0).hello()
+
+
 @pytest.mark.parametrize("host", [_silent, _dropping])
 def test_a_host_that_does_not_answer(host: Callable[[], Any]) -> None:
     with host() as address, pytest.raises(ManagerUnavailable) as caught:
