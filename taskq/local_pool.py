@@ -88,9 +88,14 @@ class LocalPool:
         return now + self._pause
 
     def drain(self) -> None:
-        """Ask it to finish what runs and to leave; asked again, to leave at once."""
-        if self._process is not None and self.alive:
+        """Ask it to finish what runs and to leave."""
+        if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
+
+    def hurry(self) -> None:
+        """Ask a pool that drains to break off what runs, report that, and leave."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)  # another one than before: two equal signals may arrive as one
 
     def kill(self) -> None:
         """End it and all its worker processes now, and wait for the end."""

@@ -301,7 +301,7 @@ class Manager:
             if event.kind == "signal":
                 logs.announce(log, "stopping_hard", "stopping at once: running tasks are broken off and go back")
                 code = 128 + int(event.value)
-                pool.drain()
+                pool.hurry()
                 give_up = min(give_up, self._clock.monotonic() + HARD_STOP)
             elif event.kind == "failure":
                 self._say_failure(event.value)
