@@ -31,7 +31,7 @@ class Lane:
 
     def __init__(self) -> None:
         self._line: deque[Task] = deque()
-        self._late: list[tuple[int, Task]] = []
+        self._late: list[tuple[int, int, Task]] = []  # by id, then run: an outdated copy may be there too
 
     def __len__(self) -> int:
         return len(self._line) + len(self._late)
@@ -41,16 +41,16 @@ class Lane:
         if not self._line or task.id > self._line[-1].id:
             self._line.append(task)
         else:
-            heapq.heappush(self._late, (task.id, task))
+            heapq.heappush(self._late, (task.id, task.run, task))
 
     def head(self) -> Task | None:
         """The next task, without taking it; stale entries before it are dropped."""
         while self._line and self._line[0].state is not PENDING:
             self._line.popleft()
-        while self._late and self._late[0][1].state is not PENDING:
+        while self._late and self._late[0][2].state is not PENDING:
             heapq.heappop(self._late)
         if self._late and (not self._line or self._late[0][0] < self._line[0].id):
-            return self._late[0][1]
+            return self._late[0][2]
         return self._line[0] if self._line else None
 
     def drop_head(self) -> None:
@@ -63,7 +63,7 @@ class Lane:
     def tidy(self) -> None:
         """Drop all stale entries."""
         self._line = deque([task for task in self._line if task.state is PENDING])
-        self._late = [entry for entry in self._late if entry[1].state is PENDING]
+        self._late = [entry for entry in self._late if entry[2].state is PENDING]
         heapq.heapify(self._late)
 
     def absorb(self, later: Lane) -> None:
@@ -74,7 +74,7 @@ class Lane:
 
     def entries(self) -> list[Task]:
         """All that is pending here, in no order."""
-        return [task for task in (*self._line, *(task for _, task in self._late)) if task.state is PENDING]
+        return [task for task in (*self._line, *(task for _, _, task in self._late)) if task.state is PENDING]
 
 
 class Shelf:

@@ -20,17 +20,17 @@ class Schedule:
     __slots__ = ("_heap", "_stale")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Task]] = []
+        self._heap: list[tuple[float, int, int, Task]] = []  # by time, id, run: an outdated copy may be there too
         self._stale = 0
 
     def push(self, task: Task) -> None:
         """Add a task that has just become scheduled."""
-        heapq.heappush(self._heap, (task.due_at, task.id, task))
+        heapq.heappush(self._heap, (task.due_at, task.id, task.run, task))
 
     def first(self) -> float:
         """When the next task is due (wall-clock seconds), infinity when there is none."""
         while self._heap:
-            due_at, _, task = self._heap[0]
+            due_at, _, _, task = self._heap[0]
             if task.state is SCHEDULED:
                 return due_at
             heapq.heappop(self._heap)
@@ -39,7 +39,7 @@ class Schedule:
 
     def pop(self) -> Task:
         """Take the task that `first` told of just now."""
-        return heapq.heappop(self._heap)[2]
+        return heapq.heappop(self._heap)[3]
 
     def gone(self) -> None:
         """A task is scheduled no more, and was not taken by `pop`."""
@@ -48,7 +48,7 @@ class Schedule:
             self._rebuild()
 
     def _rebuild(self) -> None:
-        self._heap = [(task.due_at, task.id, task) for _, _, task in self._heap if task.state is SCHEDULED]
+        self._heap = [(task.due_at, task.id, task.run, task) for _, task in self.entries()]
         heapq.heapify(self._heap)
         self._stale = 0
 
@@ -62,4 +62,4 @@ class Schedule:
 
     def entries(self) -> list[tuple[float, Task]]:
         """All that are scheduled, each with the time under which it stands here, in no order."""
-        return [(due_at, task) for due_at, _, task in self._heap if task.state is SCHEDULED]
+        return [(due_at, task) for due_at, _, _, task in self._heap if task.state is SCHEDULED]

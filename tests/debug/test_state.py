@@ -13,10 +13,10 @@ from taskq.queue.changes import Changes
 from taskq.queue.check import check
 from taskq.queue.figures import QUEUES_KEPT
 from taskq.queue.idempotency import content_digest
-from taskq.queue.leases import Moment, Worker
+from taskq.queue.leases import SILENT_KEPT, Moment, Worker
 from taskq.queue.state import DUE_STEP, QueueState
-from taskq.queue.task import NewTask, State, Task, to_row
-from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
+from taskq.queue.task import NewTask, State, Task, TaskRow, to_row
+from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE
 from taskq.stores.base import KeyRow
 
 START = Moment(100.0, 5_000.0)
@@ -32,12 +32,15 @@ def new_state(**settings: Any) -> QueueState:
     return QueueState(QueueSettings(**settings))
 
 
-def join(state: QueueState, name: str = "w", queues: tuple[str, ...] = (), now: Moment = START) -> Worker:
-    info: Any = {
+def worker_info(name: str, queues: tuple[str, ...] = ()) -> Any:
+    return {
         **{"incarnation": name, "pool": POOL, "name": name, "host": "h", "pid": 2, "threads": 4},
         **{"queues": queues, "types": [{"name": "x"}, {"name": "y"}]},
     }
-    return state.attach(info, [], now)[0]
+
+
+def join(state: QueueState, name: str = "w", queues: tuple[str, ...] = (), now: Moment = START) -> Worker:
+    return state.attach(worker_info(name, queues), [], now)[0]
 
 
 def put(state: QueueState, *items: NewTask, now: Moment = START) -> list[int]:
@@ -142,15 +145,137 @@ def test_attaching_again_gives_back_what_the_worker_does_not_hold() -> None:
     worker = join(state)
     kept, lost, _ = take(state, worker, 3)
     held = [(kept.id, kept.run), (99, 5)]
-    info: Any = {
-        **{"incarnation": "w", "pool": POOL, "name": "w", "host": "h", "pid": 2, "threads": 4},
-        **{"queues": (), "types": [{"name": "x"}]},
-    }
     session = worker.session
-    worker, gone, changes = state.attach(info, held, START)
+    worker, gone, changes = state.attach(worker_info("w"), held, START)
     assert gone == [(99, 5)] and worker.session == session + 1 and changes.ready == {("default", "x"): 2}
     assert state.leases.session("w", session) is None, "the former session is over"
     assert kept.state is State.RUNNING and lost.state is State.PENDING
+    check(state)
+
+
+def test_a_worker_that_holds_another_run_of_its_task_has_lost_it() -> None:
+    state = new_state()
+    (number,) = put(state)
+    (task,) = take(state, join(state))
+    _, lost, changes = state.attach(worker_info("w"), [(number, task.run - 1)], START)
+    assert lost == [(number, task.run - 1)] and changes.ready == {("default", "x"): 1}
+    check(state)
+
+
+def test_progress_is_told_while_the_run_lasts() -> None:
+    state = new_state()
+    put(state)
+    worker = join(state)
+    (task,) = take(state, worker)
+    state.report(worker, [(PROGRESS, task.id, task.run, 0.5, "half")], START)
+    assert worker.progress == {task.id: (0.5, "half")}
+    state.report(worker, [(GIVE_BACK, task.id, task.run)], START)
+    assert not worker.progress
+    check(state)
+
+
+def test_workers_and_pools_of_which_nobody_hears_are_forgotten() -> None:
+    state = new_state(lease=30.0)
+    state.leases.expect("expected", "pool", "w", "h", 2, START.mono)
+    join(state, "joined")
+    state.leases.beat(POOL, [], START.mono)
+    state.tick(after(29))
+    assert state.leases.workers.keys() == {"expected", "joined"}
+    assert [changes.left for changes in state.tick(after(31)) if changes.left] == [["expected"]]
+    state.tick(after(30 + SILENT_KEPT - 1))
+    assert state.leases.workers.keys() == {"joined"} and state.leases.pools
+    assert [changes.left for changes in state.tick(after(30 + SILENT_KEPT)) if changes.left] == [["joined"]]
+    assert not state.leases.workers and not state.leases.pools
+
+
+def restarted(before: QueueState, *rows: TaskRow) -> QueueState:
+    """The next manager, which finds these records; workers that are not in them are not expected."""
+    state = QueueState(before.settings, epoch=before.epoch + 1, next_id=before.next_id)
+    state.load(rows, START)
+    state.resume(START)
+    check(state)
+    return state
+
+
+@pytest.mark.parametrize("stored", ["pending", "scheduled", "due"])
+@pytest.mark.parametrize("end", ["give back", "snooze", "nack", "death"])
+def test_a_task_that_was_taken_up_by_its_worker_goes_on_like_any_other(stored: str, end: str) -> None:
+    """Its old entry stays behind where it waited, and must not come to life again."""
+    before = new_state()
+    number, follower = put(before, NewTask("x", b"p", delay=0.0 if stored == "pending" else 1.0), NewTask("x", b"p"))
+    rows = [to_row(before.tasks[number]), to_row(before.tasks[follower])]
+    before.tick(after(2))
+    (task,) = take(before, join(before), now=after(2))
+    state = restarted(before, *rows)
+    if stored == "due":
+        state.leases.expect("w", "pool", "w", "h", 2, START.mono)
+        state.tick(after(1))
+    worker, lost, changes = state.attach(worker_info("w"), [(number, task.run)], START)
+    (taken,) = changes.written
+    assert not lost and (taken.state, taken.run) == (State.RUNNING, task.run)
+    assert (taken.worker, taken.worker_name) == ("w", "w")
+    check(state)
+    reports = {
+        "give back": (GIVE_BACK, number, task.run),
+        "snooze": (SNOOZE, number, task.run, 1.0),
+        "nack": (NACK, number, task.run, ERROR, 1.0, 0.1),
+    }
+    if end == "death":
+        state.worker_gone(worker, "signal 9", None, START, counts=True)
+    else:
+        state.report(worker, [reports[end]], START)
+    check(state)
+    for seconds in (5.0, 6.0):
+        state.tick(after(seconds))
+        check(state)
+    again, other = take(state, join(state, "other", now=after(6)), 3, now=after(6))
+    assert (again.id, other.id) == (number, follower) and again.run > task.run
+    check(state)
+
+
+def test_a_run_that_was_over_before_the_restart_is_not_taken_up() -> None:
+    before = new_state(lease=30.0)
+    (number,) = put(before)
+    (task,) = take(before, join(before))
+    first = task.run
+    before.tick(after(40))
+    before.tick(after(50))
+    (task,) = take(before, join(before, "other", now=after(50)), now=after(50))
+    over = to_row(task)
+    assert restarted(before, over).attach(worker_info("w"), [(number, first)], START)[1] == [(number, first)]
+    state = restarted(before, over._replace(state=State.PENDING))
+    assert state.attach(worker_info("w"), [(number, first)], START)[1] == [(number, first)]
+
+
+def test_a_run_is_taken_up_from_the_worker_that_the_store_names() -> None:
+    """The store knows of the first run; it was over, and the second one handed out, just before the crash."""
+    before = new_state(lease=30.0)
+    (number,) = put(before)
+    (task,) = take(before, join(before))
+    row = to_row(task)
+    before.tick(after(40))
+    before.tick(after(50))
+    (task,) = take(before, join(before, "other", now=after(50)), now=after(50))
+    state = restarted(before, row)
+    state.report(state.leases.workers["w"], [(PROGRESS, number, row.run, 0.5, "half")], START)
+    other, lost, _ = state.attach(worker_info("other"), [(number, task.run)], START)
+    assert not lost and other.running.keys() == {number}
+    check(state)
+    assert state.attach(worker_info("w"), [(number, row.run)], START)[1] == [(number, row.run)]
+    check(state)
+
+
+def test_a_task_that_was_handed_out_since_the_restart_is_not_taken_up() -> None:
+    before = new_state()
+    (number,) = put(before)
+    row = to_row(before.tasks[number])
+    (task,) = take(before, join(before))
+    state = restarted(before, row)
+    state.tick(after(5))
+    worker = join(state, "other", now=after(5))
+    (again,) = take(state, worker, now=after(5))
+    state.report(worker, [(GIVE_BACK, number, again.run)], after(5))
+    assert state.attach(worker_info("w"), [(number, task.run)], after(6))[1] == [(number, task.run)]
     check(state)
 
 
@@ -313,7 +438,7 @@ def test_what_was_kept_back_comes_before_what_was_submitted_since() -> None:
     given_back = take(state, join(state), 1)[0]
     state.worker_gone(state.leases.workers["w"], "leaving", {}, START, counts=False)
     assert given_back.id == 7, "only new ones are handed out until the others are released"
-    ((changes),) = [changes for changes in state.tick(after(5)) if changes.ready]
+    (changes,) = [changes for changes in state.tick(after(5)) if changes.ready]
     assert changes.ready == {("default", "x"): 4, ("default", "y"): 1}
     check(state)
     assert [task.id for task in take(state, join(state), 9)] == [7, 4, 2, 6, 1, 3, 5]
