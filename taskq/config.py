@@ -155,7 +155,15 @@ class StateDir:
 
 
 def state_dir(name: str = "default", path: str | None = None) -> StateDir:
-    """The folder of the instance ``name``: ``path``, else systemd's, else the user's own state folder."""
+    """The folder of the instance ``name``: ``path``, else systemd's, else the user's own state folder.
+
+    Raises `ConfigError` for a name that could lead out of the folder of all instances.
+    """
+    if re.fullmatch(r"[^\W_][\w.-]{0,99}", name) is None:
+        raise ConfigError(
+            f"an instance cannot have the name {json.dumps(name, ensure_ascii=False)}",
+            hint="a name has letters, digits, _ . - and begins with a letter or digit",
+        )
     if path:
         return StateDir(Path(path).expanduser().absolute())
     if os.environ.get("STATE_DIRECTORY"):

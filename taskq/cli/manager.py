@@ -15,6 +15,7 @@ from taskq.cli.options import (
     Command,
     Directories,
     Function,
+    Integer,
     R,
     common_options,
     directory_options,
@@ -52,7 +53,7 @@ QUEUE_OPTIONS = [
     ),
     setting(
         "--max-pending",
-        type=click.IntRange(1),
+        type=Integer(1),
         default=1_000_000,
         show_default=True,
         metavar="N",
@@ -96,7 +97,7 @@ def _queue_options(function: Function[R]) -> Function[R]:
 @setting("--bind", default=DEFAULT_HOST, show_default=True, metavar="ADDRESS", help="Address to listen on.")
 @setting(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=Integer(0, 65535),
     default=DEFAULT_PORT,
     show_default=True,
     metavar="PORT",

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import click
 
 from taskq import config
-from taskq.cli.output import Output
+from taskq.cli.output import EXIT_USAGE, Output
 from taskq.errors import ConfigError
 
 R = TypeVar("R")
@@ -69,6 +69,14 @@ class _ExampleFirst:
             formatter.write("\n")
         super().format_help(ctx, formatter)  # type: ignore[misc]  # a mixin: the other base is a click.Command
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Name the environment variables."""
+        options: list[click.Parameter] = self.params  # type: ignore[attr-defined]  # of the other base
+        variables = [str(one.envvar) for one in options if one.envvar]
+        if variables:
+            with formatter.section("Environment"):
+                formatter.write_text(f"{', '.join(variables)}: each stands for the option of its name.")
+
 
 class Command(_ExampleFirst, click.Command):
     """A command; ``example`` is the first thing that its help shows."""
@@ -88,6 +96,19 @@ class Group(_ExampleFirst, click.Group):
         attributes.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 100})
         super().__init__(*args, **attributes)
         self.example = example
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; a group that does nothing alone shows its help when nothing else was said."""
+        if not args and not self.invoke_without_command and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(EXIT_USAGE)
+        return super().parse_args(ctx, args)
+
+
+class Integer(click.IntRange):
+    """An integer within limits; click calls it "integer range", which no user would."""
+
+    name = "integer"
 
 
 def setting(name: str, *more: str, **attributes: Any) -> Decorator:
@@ -162,7 +183,7 @@ def connection_options(function: Function[R]) -> Function[R]:
     options: list[Decorator] = [
         setting("--join", "join_file", metavar="FILE", help="Join file of the manager; - reads it from stdin."),
         setting("--host", metavar="HOST", help="Where the manager is.  [join file, else 127.0.0.1]"),
-        setting("--port", type=click.IntRange(1, 65535), metavar="PORT", help="Its port.  [join file, else 8275]"),
+        setting("--port", type=Integer(1, 65535), metavar="PORT", help="Its port.  [join file, else 8275]"),
         key_option,
         _directories,
         setting(
@@ -192,7 +213,13 @@ def common_options(function: Function[R]) -> Function[R]:
         setting("--log-format", type=click.Choice(LOG_FORMATS), help="How to log.  [text on a terminal, else json]"),
         click.option("--json", "as_json", is_flag=True, help="Print data and errors as JSON."),
         click.option("-q", "--quiet", is_flag=True, help="Print data and errors only."),
-        click.option("--color", type=click.Choice(("auto", "always", "never")), default="auto", show_default=True),
+        click.option(
+            "--color",
+            type=click.Choice(("auto", "always", "never")),
+            default="auto",
+            show_default=True,
+            help="Colours; auto: on a terminal, unless NO_COLOR is set.",
+        ),
         click.version_option(config.VERSION, message="%(prog)s %(version)s"),
     ]
     return _apply(options, wrapper)
@@ -209,7 +236,7 @@ def pool_options(function: Function[R]) -> Function[R]:
     options: list[Decorator] = [
         setting(
             "--workers",
-            type=click.IntRange(0, 1000),
+            type=Integer(0, 1000),
             default=4,
             show_default=True,
             metavar="N",
@@ -217,7 +244,7 @@ def pool_options(function: Function[R]) -> Function[R]:
         ),
         setting(
             "--threads",
-            type=click.IntRange(1, 1000),
+            type=Integer(1, 1000),
             default=4,
             show_default=True,
             metavar="N",

@@ -6,6 +6,7 @@ one object) and an exit code.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -171,37 +172,66 @@ def run(command: click.Command, prog: str, args: Sequence[str] | None = None) ->
     output = Output(json="--json" in words)
     _occupy_standard_streams()
     try:
-        code = command.main(args=words, prog_name=prog, standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        code = _invoke(command, prog, words)
+        sys.stdout.flush()
         return int(code or EXIT_OK)
     except click.ClickException as error:
         return _usage(output, error)
     except (KeyboardInterrupt, click.Abort):
-        output.note("interrupted")
+        output.note("\ninterrupted")  # the empty line ends the terminal's "^C"
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left (`| head`): nothing to tell it, nor anybody else
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return EXIT_OK
     except errors.TaskqError as error:
         _debug()
         return output.failure(error)
     except Exception as error:  # the last door: people get one line, a traceback only when they ask for it
         _debug()
-        output.error(
-            f"unexpected: {type(error).__name__}: {error}", "set TASKQ_DEBUG=1 to see where it comes from", "unexpected"
-        )
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            _discard_output()  # else the interpreter tries once more at its end
+            output.error(f"cannot write to standard output: {os.strerror(error.errno).lower()}", code="unwritable")
+        else:
+            text = f"unexpected: {type(error).__name__}: {error}"
+            output.error(text, "set TASKQ_DEBUG=1 to see where it comes from", "unexpected")
         return EXIT_FAILED
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""How writing to a stream fails that is not closed."""
+
+
+def _invoke(command: click.Command, prog: str, words: list[str]) -> Any:
+    """Completion for the shell if it asks for it, else the command; gives what the command gave.
+
+    So does ``command.main``, but there a broken pipe is an error.
+    """
+    variable = f"_{prog.upper().replace('-', '_')}_COMPLETE"
+    if instruction := os.environ.get(variable):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(command, {}, prog, variable, instruction)
+    try:
+        with command.make_context(prog, words) as context:
+            return command.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _occupy_standard_streams() -> None:
     """Put /dev/null where a daemon has closed one of them: else the store or a socket could get its number, and would
     then receive what is meant for stderr."""
-    for number in range(3):
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  (open as long as we are)
 
 
 def _usage(output: Output, error: click.ClickException) -> int:

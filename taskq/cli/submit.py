@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskq.cli.options import DURATION, Command, Connection, common_options, connection_options
+from taskq.cli.options import DURATION, Command, Connection, Integer, common_options, connection_options
 from taskq.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, Output, run
 from taskq.config import parse_duration
 from taskq.errors import BadArguments, ConfigError, TaskFailed, TaskqError
@@ -93,9 +93,9 @@ class How:
 @click.option("--payload", metavar="JSON", help="One task as JSON: its type and arguments.")
 @click.option("--payload-file", metavar="FILE", help="Tasks as a JSON array, one object, or JSON lines; - is stdin.")
 @click.option("--random", is_flag=True, help="Small random tasks of the built-in types, a few of which fail.")
-@click.option("--count", type=click.IntRange(1, 10_000_000), metavar="N", help="How many random tasks.  [10]")
+@click.option("--count", type=Integer(1, 10_000_000), metavar="N", help="How many random tasks.  [10]")
 @click.option("--seed", type=int, metavar="N", help="The same seed gives the same random tasks.")
-@click.option("--max-retries", type=click.IntRange(0), metavar="N", help="Attempts after the first.  [the type's: 3]")
+@click.option("--max-retries", type=Integer(0), metavar="N", help="Attempts after the first.  [the type's: 3]")
 @click.option("--queue", metavar="NAME", help="The queue to put them in.  [the type's: default]")
 @click.option("--priority", type=int, metavar="N", help="Higher first.  [0]")
 @click.option("--delay", type=DURATION, metavar="TIME", help="Not before so long from now.")
@@ -237,10 +237,12 @@ def _wait(handles: list[TaskHandle[Any]], seconds: float, output: Output) -> int
     except TimeoutError:
         left = len(handles) - len(done)
         what = f"task {handles[0].id} has" if len(handles) == 1 else f"{left:,} of {len(handles):,} tasks have"
-        output.error(f"{what} not finished within {seconds:g} s", "they go on; see taskq-monitor", "timeout")
+        hint = f"{_they_go_on(left)}; see taskq-monitor"
+        output.error(f"{what} not finished within {seconds:g} s", hint, "timeout")
         return EXIT_TIMEOUT
     except KeyboardInterrupt:
-        output.note(f"\ninterrupted; {_tasks(len(handles) - len(done))} not finished: they go on")
+        left = len(handles) - len(done)
+        output.note(f"\ninterrupted; {_tasks(left)} not finished: {_they_go_on(left)}")
         return EXIT_INTERRUPTED
     finally:
         if output.json:
@@ -275,6 +277,10 @@ def _print_ids(ids: Sequence[int], output: Output) -> None:
 
 def _tasks(count: int) -> str:
     return f"{count:,} task{'' if count == 1 else 's'}"
+
+
+def _they_go_on(count: int) -> str:
+    return "it goes on" if count == 1 else "they go on"
 
 
 @contextmanager

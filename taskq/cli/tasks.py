@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from taskq.cli import output as out
-from taskq.cli.options import DURATION, Command, Connection, Group, common_options, connection_options
+from taskq.cli.options import DURATION, Command, Connection, Group, Integer, common_options, connection_options
 from taskq.cli.output import Output, to_json
 from taskq.errors import ResultExpired, TaskNotFound
 from taskq.queue.task import STATE_BY_LABEL
@@ -19,7 +19,7 @@ from taskq.service import MAX_BATCH
 if TYPE_CHECKING:
     from taskq.service import QueueService
 
-TASK_ID = click.IntRange(1, 2**63 - 1)
+TASK_ID = Integer(1, 2**63 - 1)
 MAX_LISTED = 1_000
 NOT_FOUND_HINT = '"taskq-monitor task list" shows the tasks that there are'
 
@@ -63,7 +63,9 @@ def task() -> None:
 @click.option("--state", type=click.Choice(tuple(STATE_BY_LABEL)), help="Only tasks in this state.")
 @click.option("--type", "type_name", metavar="TYPE", help="Only tasks of this type.")
 @click.option("--queue", "queue_name", metavar="QUEUE", help="Only tasks of this queue.")
-@click.option("--limit", type=click.IntRange(1, MAX_LISTED), default=50, show_default=True, help="At most so many.")
+@click.option(
+    "--limit", type=Integer(1, MAX_LISTED), default=50, show_default=True, metavar="N", help="At most so many."
+)
 @connection_options
 @common_options
 def list_tasks(
@@ -130,7 +132,7 @@ def show(*, task_id: int, connection: Connection, output: Output) -> int:
 @connection_options
 @common_options
 def result(*, task_id: int, connection: Connection, output: Output) -> int:
-    """Print the result of a task as JSON; of a failed one its traceback, and the exit code is 1."""
+    """Print the result of a task as JSON. Of a failed one its traceback, and the exit code is 1."""
     with connected(connection) as queue:
         outcome = queue.result(task_id)
     from taskq.wire import codec
@@ -161,7 +163,7 @@ def result(*, task_id: int, connection: Connection, output: Output) -> int:
 @connection_options
 @common_options
 def cancel(*, task_ids: tuple[int, ...], connection: Connection, output: Output) -> int:
-    """Cancel tasks that have not finished; one that runs gets no further attempt."""
+    """Cancel tasks that have not finished. One that runs gets no further attempt."""
     with connected(connection) as queue:
         batches = [task_ids[start : start + MAX_BATCH] for start in range(0, len(task_ids), MAX_BATCH)]
         answers = [answer for batch in batches for answer in queue.cancel(batch)]
@@ -187,7 +189,7 @@ def cancel(*, task_ids: tuple[int, ...], connection: Connection, output: Output)
 def purge(
     *, completed: bool, failed: bool, cancelled: bool, older: float, connection: Connection, output: Output
 ) -> int:
-    """Delete records of tasks that are over; ids are never used again."""
+    """Delete records of tasks that are over. Their ids are never used again."""
     chosen = {"completed": completed, "failed": failed, "cancelled": cancelled}
     states = [state for state, wanted in chosen.items() if wanted]
     if not states:

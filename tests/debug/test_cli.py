@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from taskq import errors
 from taskq.__main__ import SUBCOMMANDS
+from taskq.__main__ import command as everything
 from taskq.cli import output
 from taskq.cli.options import DURATION, SIZE, Command, Connection, common_options, connection_options, setting
 from taskq.cli.output import Output, exit_code, format_table, run, to_json
@@ -83,7 +84,7 @@ def test_every_command_has_the_common_options(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_says_what_it_is_for(name: str) -> None:
     options = [parameter for parameter in COMMANDS[name].params if isinstance(parameter, click.Option)]
-    assert [option.name for option in options if not option.help and not option.hidden and option.name != "color"] == []
+    assert [option.name for option in options if not option.help and not option.hidden] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -95,6 +96,22 @@ def test_help_starts_with_an_example(name: str, flag: str, capsys: pytest.Captur
     first, second, *_ = printed.out.splitlines()
     assert first == "Example:" and second.strip().startswith("taskq-")
     assert max(map(len, printed.out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_the_environment_variables(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(COMMANDS[name], f"taskq-{name}", ["-h"])
+    _, _, environment = capsys.readouterr().out.partition("Environment:")
+    variables = [param.envvar for param in COMMANDS[name].params if param.envvar]
+    assert variables and [word.strip(",:") for word in environment.split() if "TASKQ_" in word] == variables
+
+
+@pytest.mark.parametrize("words", [[], ["monitor", "task"]])
+def test_a_group_without_a_subcommand_shows_its_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(everything, "taskq", words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("Example:\n") and "Commands:\n" in printed.err and "error" not in printed.err
 
 
 def test_help_of_everything_names_the_commands_without_importing_them() -> None:
@@ -223,19 +240,12 @@ def raising(error: BaseException | int | None) -> click.Command:
         (7, 7, ""),
         (errors.ManagerUnavailable("away", hint="start it"), 3, "error: away\nhint: start it\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
-        (BrokenPipeError(), None, ""),
         (click.UsageError("bad"), 2, 'error: bad\nhint: "ends -h" shows what it takes\n'),
     ],
 )
 def test_every_end_of_a_command(
-    end: BaseException | int | None, code: int | None, words: str, capfd: pytest.CaptureFixture[str]
+    end: BaseException | int | None, code: int, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if isinstance(end, BrokenPipeError):  # it points stdout of the whole process elsewhere
-        script = "import click, sys; from taskq.cli.output import run\ndef f(): raise BrokenPipeError\n"
-        script += "sys.exit(run(click.Command('x', callback=f), 'x', []))"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        return
     assert run(raising(end), "ends", []) == code
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", words)
@@ -262,11 +272,63 @@ def test_a_usage_error_says_how_to_get_help(capsys: pytest.CaptureFixture[str]) 
     assert second == 'hint: "taskq-probe -h" shows what it takes'
 
 
+@pytest.mark.parametrize(
+    ("prog", "words", "found"),
+    [
+        ("taskq", "taskq su", "plain,submit\n"),
+        ("taskq-submit", "taskq-submit --payload-", "plain,--payload-file\n"),
+        ("taskq-monitor", "taskq-monitor task sh", "plain,show\n"),
+    ],
+)
+def test_the_shell_can_complete_a_line(prog: str, words: str, found: str) -> None:
+    module = f"taskq.cli.{prog.removeprefix('taskq-')}" if "-" in prog else "taskq.__main__"
+    variable = f"_{prog.upper().replace('-', '_')}_COMPLETE"
+    asked = {variable: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = f"from {module} import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == found, done.stderr
+
+
+def in_a_shell(line: str, body: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose function has this body, in place of PYTHON in a shell's line."""
+    script = "import click, errno, os, sys; from taskq.cli.output import Output, run\n"
+    script += f"def command():\n    {body}\nsys.exit(run(click.Command('x', callback=command), 'x', []))"
+    line = line.replace("PYTHON", '"$0" -c "$1"')
+    return subprocess.run(["sh", "-c", line, sys.executable, script], capture_output=True, text=True, check=False)
+
+
 def test_closed_standard_streams_are_given_to_nobody_else() -> None:
-    script = "import os, sys; from taskq.cli import output; output._occupy_standard_streams()\n"
-    script += "found = os.open('/dev/null', 0); sys.exit(0 if found > 2 else 1)"
-    done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, script], check=False)
-    assert done.returncode == 0
+    done = in_a_shell("PYTHON <&- >&- 2>&-", "return os.open(os.devnull, os.O_RDONLY)")
+    assert done.returncode > 2
+
+
+def test_closed_standard_streams_are_as_good_as_dev_null() -> None:
+    body = "Output().line('data'); Output().note('words'); return 7 if sys.stdin.buffer.read() == b'' else 1"
+    done = in_a_shell("PYTHON <&- >&- 2>&-", body)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise BrokenPipeError(errno.EPIPE, 'Broken pipe')",
+        "Output().line('x' * 1000000)",
+        "sys.stdout.write('x' * 1000000)",
+    ],
+)
+def test_a_reader_that_leaves_early_is_no_error(body: str) -> None:
+    done = in_a_shell("{ PYTHON; echo $? >&2; } | true", body)
+    assert done.stderr == "0\n"
+
+
+@pytest.mark.parametrize("body", ["Output().line('data')", "sys.stdout.write('data')"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_an_error(body: str) -> None:
+    done = in_a_shell("PYTHON >/dev/full", body)
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write to standard output: no space left on device\n"
 
 
 # -- the pool's command

@@ -197,6 +197,18 @@ def test_where_an_instance_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert config.state_dir("night", str(tmp_path / "given")).path == tmp_path / "given"
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../other", "a/b", "/etc", "-x", "with space", "line\nend", "n" * 101])
+def test_the_name_of_an_instance_cannot_lead_out_of_its_folder(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.state_dir(name)
+    assert "cannot have the name" in caught.value.message and "letters" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["default", "night-2", "a.b_c", "Zürich", "7"])
+def test_ordinary_names_of_instances(name: str) -> None:
+    assert config.state_dir(name).path.name == name
+
+
 def test_a_state_folder_is_for_its_owner_only(tmp_path: Path) -> None:
     made = StateDir(tmp_path / "a" / "b")
     made.make()

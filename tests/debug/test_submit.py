@@ -401,7 +401,7 @@ def test_ctrl_c_while_waiting(submit: Submit, here: Here, tmp_path: Path) -> Non
         finally:
             process.kill()
     assert (process.returncode, out) == (130, "")
-    assert "interrupted; 1 task not finished: they go on" in err
+    assert "interrupted; 1 task not finished: it goes on" in err
     assert record(here, 1)["state"] == "pending"
 
 
