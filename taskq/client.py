@@ -26,7 +26,7 @@ from taskq.queue.task import NewTask
 from taskq.reconnecting import Reconnecting
 from taskq.registry import Options, Prepared, TaskType, current_task
 from taskq.results import Results, TaskHandle
-from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Connection, Hello
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Connection, Hello, QueueService, Types
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
 
@@ -99,19 +99,23 @@ class Client:
         allow_unknown: bool,
         warn: Callable[[str], None] = _log.warning,
     ) -> None:
-        """Everything that a forked child needs anew."""
+        """Everything that a forked child needs anew. Nothing of it refers to the client, whose end ends it."""
         self.id = int.from_bytes(os.urandom(8), "big") >> 1
         """Random, 63 bits: whose submit calls these are."""
         self._given = (connect, patience, allow_unknown, warn)
-        self._connect = connect
         self._patience = patience
         self._closed = False
         self._seq = 0
         self._submitting = threading.Lock()
-        self._manager = Reconnecting(connect, self._met_anew, self.id)
-        self.catalog = Catalog(self._ask_types, warn, allow_unknown)
-        self._feed = Feed(self.id, self._open_connection())
-        self._results = Results(self._feed, self._manager, self._open_connection, patience)
+        feed = self._feed = Feed(self.id, connect)
+
+        def met(hello: Hello) -> None:
+            catalog.forget()
+            feed.meet(hello)
+
+        manager = self._manager = Reconnecting(connect, met, self.id)
+        catalog = self.catalog = Catalog(lambda: manager.call(_ask_types, patience), warn, allow_unknown)
+        self._results = Results(feed, manager, connect, patience)
         _clients.add(self)
 
     def __enter__(self) -> Client:
@@ -266,19 +270,6 @@ class Client:
             self._results.disown()
             self._setup(*self._given)
 
-    def _open_connection(self) -> Reconnecting:
-        return Reconnecting(self._connect, self._met, self.id)
-
-    def _met(self, hello: Hello) -> None:
-        self._feed.meet(hello["store_id"])
-
-    def _met_anew(self, hello: Hello) -> None:
-        self.catalog.forget()
-        self._met(hello)
-
-    def _ask_types(self) -> Any:
-        return self._manager.call(lambda queue: queue.types(), self._patience)
-
 
 def _after_fork() -> None:
     for client in list(_clients):
@@ -318,6 +309,10 @@ def batches(items: Iterable[NewTask]) -> Iterator[list[NewTask]]:
         size += length
     if batch:
         yield batch
+
+
+def _ask_types(queue: QueueService) -> Types:
+    return queue.types()
 
 
 def _correlation_id() -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
@@ -26,7 +26,7 @@ from taskq.errors import StoreChanged, TaskqError
 from taskq.pauses import Pauses
 from taskq.queue.task import FINAL
 from taskq.reconnecting import PASSING, Reconnecting, closed
-from taskq.service import MAX_BATCH, MAX_WAIT, Outcome
+from taskq.service import MAX_BATCH, MAX_WAIT, Connection, Hello, Outcome
 
 SETTLED = frozenset(state.label for state in FINAL) | {"unknown"}
 """States of an outcome after which there is no further news."""
@@ -66,11 +66,11 @@ class Watch:
 
 
 class Feed:
-    """The results feed of one client (``client``: its number)."""
+    """The results feed of one client (``client``: its number), over connections that ``connect`` makes."""
 
-    def __init__(self, client: int, manager: Reconnecting) -> None:
+    def __init__(self, client: int, connect: Callable[[], Connection]) -> None:
         self.client = client
-        self._manager = manager
+        self._manager = Reconnecting(connect, self.meet, client)
         self._clock = SystemClock()
         self._changed = threading.Condition()
         self._open: WeakValueDictionary[int, Slot] = WeakValueDictionary()
@@ -179,8 +179,9 @@ class Feed:
         with self._changed:
             self._settle(news)
 
-    def meet(self, store: int) -> None:
-        """A connection was made to a manager with this store."""
+    def meet(self, hello: Hello) -> None:
+        """A connection was made to a manager that says this of itself."""
+        store = hello["store_id"]
         with self._changed:
             if store != self.store:
                 self.store = store
@@ -191,12 +192,16 @@ class Feed:
                     ticket.floor = 0
                 self._changed.notify_all()
 
-    def close(self) -> None:
-        """End the thread and everybody who waits."""
+    def end(self) -> None:
+        """Let the thread end soon, and everybody who waits; does not wait itself."""
         self._closed.set()
         self._manager.close()
         with self._changed:
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread and everybody who waits."""
+        self.end()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar, cast
@@ -11,7 +12,7 @@ from taskq.clock import SystemClock
 from taskq.errors import ResultExpired, TaskCancelled, TaskFailed, TaskNotFound, TaskqError
 from taskq.feed import SETTLED, Feed, Slot
 from taskq.reconnecting import PASSING, Reconnecting, closed
-from taskq.service import MAX_BATCH, MAX_WAIT, Outcome
+from taskq.service import MAX_BATCH, MAX_WAIT, Connection, Outcome
 from taskq.wire.codec import decode
 
 R = TypeVar("R")
@@ -119,16 +120,14 @@ def cause(outcome: Outcome) -> RemoteTraceback | None:
 class Results:
     """Where handles get their news: the feed for a client's own tasks, questions by id for all others.
 
-    ``manager`` is the connection for short calls, repeated for ``patience`` seconds; ``open_connection`` makes further
-    ones, for threads that wait by id.
+    ``manager`` is the connection for short calls, repeated for ``patience`` seconds; threads that wait by id have
+    further ones, which ``connect`` makes. To forget the client and all of its handles closes them all.
     """
 
-    def __init__(
-        self, feed: Feed, manager: Reconnecting, open_connection: Callable[[], Reconnecting], patience: float
-    ) -> None:
+    def __init__(self, feed: Feed, manager: Reconnecting, connect: Callable[[], Connection], patience: float) -> None:
         self._feed = feed
         self._manager = manager
-        self._open_connection = open_connection
+        self._connect = connect
         self._patience = patience
         self._clock = SystemClock()
         self._lock = threading.Lock()
@@ -136,6 +135,8 @@ class Results:
         self._used: set[Reconnecting] = set()
         self._closed = False
         self._disowned = False
+        self._forgotten = weakref.finalize(self, _forget, feed, manager, self._idle)
+        self._forgotten.atexit = False
 
     # -- one task
 
@@ -251,6 +252,7 @@ class Results:
     def disown(self) -> None:
         """This process was forked from the one that made the handles: their news go there."""
         self._disowned = True
+        self._forgotten.detach()  # it would end the parent's connections
 
     def _refuse_if_disowned(self) -> None:
         if self._disowned:
@@ -263,7 +265,7 @@ class Results:
         with self._lock:
             if self._closed:
                 raise closed()
-            manager = self._idle.pop() if self._idle else self._open_connection()
+            manager = self._idle.pop() if self._idle else self._open()
             self._used.add(manager)
         try:
             yield manager
@@ -272,6 +274,9 @@ class Results:
                 self._used.discard(manager)
                 if not self._closed:
                     self._idle.append(manager)
+
+    def _open(self) -> Reconnecting:
+        return Reconnecting(self._connect, self._feed.meet, self._feed.client)
 
     def _check(self, slot: Slot) -> None:
         if not slot.store:
@@ -282,6 +287,13 @@ class Results:
         slot.outcome = outcome
         if slot.own:
             self._feed.settle([outcome])
+
+
+def _forget(feed: Feed, manager: Reconnecting, idle: list[Reconnecting]) -> None:
+    """There is neither a client nor a handle any more. None of these refers to them, so that this comes at once."""
+    feed.end()
+    for connection in (manager, *idle):
+        connection.close()
 
 
 def _parts(slots: Sequence[Slot]) -> list[Sequence[Slot]]:

@@ -600,6 +600,27 @@ def test_dropped_handles_are_forgotten(here: Here) -> None:
     assert list(q._feed._open) == [kept.id]
 
 
+def test_a_client_that_nobody_closes_ends_with_its_last_handle(here: Here) -> None:
+    here.worker()
+
+    def standing() -> tuple[int, int]:
+        """Connections at the manager, and threads of clients that wait for news."""
+        names = [thread.name for thread in threading.enumerate()]
+        return len(here.server._server._connections), names.count("taskq-results")
+
+    other_id = here.client().submit(sleep, 0.2).id
+    connections, _ = standing()
+    q: Client | None = Client(here.join)
+    handle: TaskHandle[Any] | None = q.submit(sleep, 0.2)
+    other: TaskHandle[Any] | None = q.handle(other_id)
+    q = None
+    assert (handle.result(10), other.result(10)) == (0.2, 0.2)
+    assert standing() == (connections + 3, 1)
+    handle = other = None
+    # The manager notices the end of a connection when the poll that waits there is answered.
+    wait_until(lambda: standing() in ((connections, 0), (connections + 1, 0)))
+
+
 def test_close_ends_whoever_waits(here: Here) -> None:
     q = here.client()
     own = q.submit(sleep, 60)
