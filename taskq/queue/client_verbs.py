@@ -26,28 +26,27 @@ class ClientVerbs(QueueCore):
         check_number("seq", seq)
         good = checked(items, self.settings.max_payload)
         digest = call_digest(good)
+        keys = [item.key for item in good if item.key is not None]
         while True:
             turns = self._recent.turns
-            stored, known = self._find_stored(client, seq, good)
+            stored = self._find_call(client, seq)
+            known = self._store.find_keys(keys) if keys else {}
             with self._lock:
                 if self._recent.turns != turns:
                     continue  # what was neither in the store then, nor is here now, may have gone from here to there
                 self._refuse_if_shut()
                 twin = self._recent.call(client, seq) or stored
-                keys = [item.key for item in good if item.key is not None]
                 known.update((key, row) for key in keys if (row := self._recent.key(key)) is not None)
                 if twin is not None:
                     self._commit.settle(self._commit.mark)
                     return _replayed(twin, digest, good, known)
                 return self._accept(client, seq, good, digest, known)
 
-    def _find_stored(self, client: int, seq: int, items: Sequence[NewTask]) -> tuple[CallRow | None, dict[str, KeyRow]]:
-        """What the store knows of this call and of the keys of its tasks."""
+    def _find_call(self, client: int, seq: int) -> CallRow | None:
+        """What the store knows of this call."""
         if not self._recent.knows(client):
             self._recent_learn(client)
-        stored = self._store.find_call(client, seq) if self._may_be_known(client, seq) else None
-        keys = [item.key for item in items if item.key is not None]
-        return stored, self._store.find_keys(keys) if keys else {}
+        return self._store.find_call(client, seq) if self._may_be_known(client, seq) else None
 
     def _accept(
         self, client: int, seq: int, items: Sequence[NewTask], digest: bytes, known: Mapping[str, KeyRow]

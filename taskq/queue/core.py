@@ -3,7 +3,8 @@
 Theory of operation. One lock guards the state. Public methods take it, underscore methods assume it (those that do not
 say so). A verb decides under the lock by asking the pure state machine, puts what changed into the next commit, waits
 for that commit where its reply depends on it, and then wakes whoever is concerned. Reads of the store happen without
-the lock. Nothing here knows sockets, and nothing in the state machine knows any of this.
+the lock, and so does logging: lines are made under it, and written by who has let go of it. Nothing here knows sockets,
+and nothing in the state machine knows any of this.
 
 A reply that tells of a change (submit, report, cancel; also a state or result that somebody asks for) leaves after the
 commit that holds it. A hand-out is not waited for: the housekeeper has it written within 50 ms, if the task still runs
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -62,6 +64,7 @@ class QueueCore:
         self._lock = threading.Lock()
         self._waiting = WaitingRoom(self._lock, self._may_reserve)
         self._recent = Recent()
+        self._lines: deque[task_log.Line] = deque()
         self._shut = False
         self._has_space = True
         self._lingering = 0
@@ -112,6 +115,7 @@ class QueueCore:
         with self._lock:
             if not self._commit.broken:
                 self._commit.settle_all()
+        task_log.say(self._lines)
         self._store.close()
 
     # -- chores (see `taskq.queue.housekeeper`)
@@ -125,6 +129,7 @@ class QueueCore:
             self._commit.settle(max(self._lingering, self._commit.ripen()))
             self._lingering = self._commit.mark
             waits = [self._state.next_deadline(now), None if self._commit.idle else LINGER]
+        task_log.say(self._lines)
         return min((wait for wait in waits if wait is not None), default=ROUND)
 
     def stood_still(self) -> None:
@@ -169,14 +174,14 @@ class QueueCore:
         self._commit.add_left(changes.left)
         if not changes.written and not changes.left:
             return self._commit.mark
-        task_log.transitions(changes.written)
+        self._lines.extend(task_log.transitions(changes.written))
         mark = self._commit.add(changes.written)
         self._housekeeper.expect(LINGER)
         self._housekeeper.expect(self._state.schedule.first() - self._clock.wall())
         return mark
 
     def _record_handouts(self, tasks: Sequence[Task]) -> None:
-        task_log.transitions(tasks)
+        self._lines.extend(task_log.transitions(tasks))
         self._commit.hand_out(tasks)
         self._housekeeper.expect(LINGER)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from taskq.logs import event
 from taskq.queue.leases import Worker
@@ -21,22 +23,32 @@ _QUIET = {
 }
 
 
-def transitions(tasks: Sequence[Task]) -> None:
-    """Say what has become of these tasks."""
+class Line(NamedTuple):
+    """One line that is to be logged, as things were when it was made."""
+
+    level: int
+    name: str
+    text: str
+    fields: dict[str, Any]
+
+
+def transitions(tasks: Sequence[Task]) -> Iterator[Line]:
+    """What has become of these tasks. Making a line is cheap, writing one is not: see `say`."""
     verbose = log.isEnabledFor(logging.DEBUG)
     for task in tasks:
         if task.state is FAILED:
-            _say(task, logging.ERROR, "task_failed", "task {id} ({type}) failed for good on {worker}: {error}")
+            yield _line(task, logging.ERROR, "task_failed", "task {id} ({type}) failed for good on {worker}: {error}")
         elif task.state is SCHEDULED and task.error is not None:
-            _say(task, logging.WARNING, "task_retried", "task {id} ({type}) failed on {worker} and runs again: {error}")
+            text = "task {id} ({type}) failed on {worker} and runs again: {error}"
+            yield _line(task, logging.WARNING, "task_retried", text)
         elif verbose:
             name, text = _QUIET[task.state]
             if task.state is PENDING and task.run:
                 name, text = "task_returned", "task {id} ({type}) is back in its queue"
-            _say(task, logging.DEBUG, name, text)
+            yield _line(task, logging.DEBUG, name, text)
 
 
-def _say(task: Task, level: int, name: str, text: str) -> None:
+def _line(task: Task, level: int, name: str, text: str) -> Line:
     error = "" if task.error is None else f"{task.error.type or task.error.kind}"
     fields = {
         "task_id": task.id,
@@ -51,7 +63,17 @@ def _say(task: Task, level: int, name: str, text: str) -> None:
         fields["run_s"] = round(task.finished_at - task.started_at, 6)
     if error:
         fields["error"] = error
-    event(log, level, name, text.format(id=task.id, type=task.type, worker=task.worker_name, error=error), **fields)
+    return Line(level, name, text.format(id=task.id, type=task.type, worker=task.worker_name, error=error), fields)
+
+
+def say(lines: deque[Line]) -> None:
+    """Log these lines and drop them; without the queue's lock, since a terminal or a disk may be slow."""
+    while lines:
+        try:
+            level, name, text, fields = lines.popleft()
+        except IndexError:  # another thread was faster
+            return
+        event(log, level, name, text, **fields)
 
 
 def worker_joined(worker: Worker) -> None:

@@ -68,6 +68,7 @@ class WorkerVerbs(QueueCore):
             changes.left.append(incarnation)
             self._waiting.recall(incarnation)
             self._finish(changes, durable=True)
+        task_log.say(self._lines)
         task_log.worker_left(worker, how)
 
     def leave(self, pool: str) -> None:
@@ -172,6 +173,7 @@ class WorkerVerbs(QueueCore):
             worker = self._session(incarnation, session)
             refused, changes = self._state.report(worker, reports, self._now())
             self._finish(changes, durable=True)
+        task_log.say(self._lines)
         if refused:
             task_log.refused(worker, [reports[position] for position in refused])
         return refused
@@ -195,6 +197,7 @@ class WorkerVerbs(QueueCore):
             changes = Changes()
             self._remove(worker, changes)
             self._finish(changes, durable=True)
+        task_log.say(self._lines)
         task_log.worker_left(worker, "its own goodbye")
 
     def _remove(self, worker: Worker, changes: Changes) -> None:

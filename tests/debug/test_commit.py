@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -383,6 +384,39 @@ def test_tasks_leave_nothing_for_the_garbage_collector(queue: JobQueue) -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+def test_nobody_waits_for_a_line_of_the_log(queue: JobQueue) -> None:
+    """A terminal may stand still; whoever writes to it must not hold the lock."""
+    events: list[str] = []
+
+    class Terminal(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            assert not queue._lock.locked()
+            events.append(getattr(record, "taskq_event", ""))
+
+    terminal, logger = Terminal(), logging.getLogger("taskq.queue")
+    logger.addHandler(terminal)
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        session = join(queue)
+        first, second, third = queue.submit(1, 1, [item(max_retries=0), item(), item()]).ids
+        tasks = {task.id: task for task in queue.reserve("w", session, 3, 0, (), 1.0).tasks}
+        error = ("error", "E", "m", "t")
+        reports = [(NACK, number, tasks[number].run, error, None, 0.1) for number in (first, second)]
+        queue.report("w", session, reports)
+        queue.child_died("pool", "w", "signal 9", [(third, tasks[third].run)], True)
+        queue.cancel([third])
+        queue.tick()
+    finally:
+        logger.removeHandler(terminal)
+        logger.setLevel(level)
+    assert events == [
+        *["worker_joined", "task_submitted", "task_submitted", "task_submitted"],
+        *["task_started", "task_started", "task_started", "task_failed", "task_retried"],
+        *["task_retried", "worker_left", "task_cancelled"],
+    ]
 
 
 def test_a_submit_wakes_no_more_workers_than_it_brings_tasks(queue: JobQueue, threads: ThreadPoolExecutor) -> None:

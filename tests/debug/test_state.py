@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskq.config import QueueSettings
 from taskq.errors import KeyConflict, QueueFull
@@ -14,8 +16,9 @@ from taskq.queue.check import check
 from taskq.queue.figures import QUEUES_KEPT
 from taskq.queue.idempotency import content_digest
 from taskq.queue.leases import SILENT_KEPT, Moment, Worker
+from taskq.queue.ready import Ready
 from taskq.queue.state import DUE_STEP, QueueState
-from taskq.queue.task import NewTask, State, Task, TaskRow, to_row
+from taskq.queue.task import PENDING, NewTask, State, Task, TaskRow, to_row
 from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE
 from taskq.stores.base import KeyRow
 
@@ -67,6 +70,34 @@ def test_hand_outs_go_by_priority_then_age_over_all_queues() -> None:
     items = [NewTask("x", b"", "a"), NewTask("y", b"", "b", 5), NewTask("x", b"", "b"), NewTask("y", b"", "a", 5)]
     put(state, *items)
     assert [task.id for task in take(state, join(state), 4)] == [2, 4, 1, 3]
+
+
+@given(
+    order=st.permutations(range(1, 9)),
+    priorities=st.lists(st.integers(0, 1), min_size=9, max_size=9),
+    gone=st.sets(st.integers(1, 8), max_size=4),
+    cut=st.integers(0, 8),
+    later=st.permutations(range(9, 13)),
+)
+def test_whatever_comes_in_whatever_order_is_handed_out_by_priority_and_age(
+    order: list[int], priorities: list[int], gone: set[int], cut: int, later: list[int]
+) -> None:
+    tasks = {n: Task(n, "x", "q", b"", priorities[n % 9], 0, 0, None, None, "", 1, 0, 0, PENDING) for n in range(1, 13)}
+    ready, others = Ready(), Ready()
+    for number in order:
+        ready.push(tasks[number])
+    for number in gone:
+        tasks[number].state = State.CANCELLED
+        ready.gone(tasks[number])
+    found = ready.take(ready.serving((), ("x",)), cut)
+    for number in later:
+        others.push(tasks[number])
+    ready.absorb(others)
+    expected = sorted(set(order) - gone, key=lambda n: (-tasks[n].priority, n))
+    assert [task.id for task in found] == expected[:cut]
+    expected = sorted([*expected[cut:], *later], key=lambda n: (-tasks[n].priority, n))
+    assert [task.id for task in ready.take(ready.serving((), ("x",)), 20)] == expected
+    assert not ready.shelves
 
 
 def test_a_worker_gets_only_what_it_serves() -> None:
@@ -395,13 +426,19 @@ def test_many_that_are_due_at_once_come_in_pieces() -> None:
 def test_cancelled_tasks_do_not_wait_in_memory_for_their_day() -> None:
     state = new_state()
     numbers = put(state, *[NewTask("x", b"", delay=9e6)] * 5_000, *[NewTask("x", b"")] * 5_000)
+    worker = join(state)
+    (back,) = take(state, worker)
+    state.report(worker, [(GIVE_BACK, back.id, back.run)], START)
     for number in numbers[:-1]:
+        if number == back.id:
+            continue
         for task in state.cancel(number, START)[1].final:
             state.forget(task)
     assert len(state.schedule._heap) <= 1_000
     (shelf,) = state.ready.shelves.values()
     assert sum(map(len, shelf._lanes.values())) <= 1_100
     check(state)
+    assert [task.id for task in take(state, worker, 3)] == [back.id, numbers[-1]]
 
 
 def test_names_of_queues_that_are_empty_cost_nothing() -> None:
