@@ -71,6 +71,16 @@ def count(number: int | None) -> str:
     return UNKNOWN if number is None else f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "task"), counted(1204, "task"), counted(0, "worker process")
+    ('1 task', '1,204 tasks', '0 worker processes')
+    """
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count(number)} {noun}{ending}"
+
+
 def rate(per_second: float | None, digits: int = 1) -> str:
     """A number a second; ``digits`` after the point as long as it is under 1,000.
 

@@ -26,6 +26,7 @@ from taskq import addresses, config, logs
 from taskq.clock import SystemClock
 from taskq.config import Address, Join, ManagerSettings
 from taskq.errors import ConfigError, TaskqError
+from taskq.layout import counted
 from taskq.local_pool import LocalPool
 from taskq.queue.job_queue import JobQueue
 from taskq.stores.base import Store
@@ -168,7 +169,8 @@ class Manager:
         """Wait until the local workers have joined, so that "ready" is true; but not for ever."""
         give_up = self._clock.monotonic() + BOOT_TIMEOUT
         while self._clock.monotonic() < give_up:
-            if len(job_queue.snapshot()["workers"]) >= self.settings.pool.workers:
+            joined = [found for found in job_queue.snapshot()["workers"] if found["state"] != "expected"]
+            if len(joined) >= self.settings.pool.workers:
                 return
             try:
                 event = self._events.get(timeout=0.02)
@@ -179,7 +181,8 @@ class Manager:
 
     def _announce_ready(self) -> None:
         pool = self.settings.pool
-        workers = f"{pool.workers} workers x {pool.threads} threads" if pool.workers else "no local workers"
+        each = f"{counted(pool.workers, 'worker')} x {counted(pool.threads, 'thread')}"
+        workers = each if pool.workers else "no local workers"
         store = self.settings.store or f"sqlite:{self.settings.state.store}"
         name = self.settings.queue.name
         logs.announce(log, "ready", f"taskq-manager {name} ready on {self.address} (store {store}, {workers})")
@@ -316,7 +319,7 @@ class Manager:
         now = self._clock.monotonic()
         if self._queue is not None and now - self._said_at >= SAY_WHAT_RUNS:
             running = sum(found["running"] for found in self._queue.snapshot()["queues"])
-            logs.announce(log, "stopping", f"draining: {running:,} tasks still run")
+            logs.announce(log, "stopping", f"draining: still running {counted(running, 'task')}")
             self._said_at = now
 
     # -- what happens, from threads and signal handlers

@@ -12,7 +12,7 @@ from datetime import tzinfo
 from typing import Any, NamedTuple
 
 from taskq import layout
-from taskq.layout import Column, count, duration, percent, plain, rate, size, table, time_of_day
+from taskq.layout import Column, count, counted, duration, percent, plain, rate, size, table, time_of_day
 
 Snapshot = Mapping[str, Any]
 
@@ -53,9 +53,11 @@ RECENT_COLUMNS = (
     Column("OUTCOME", 0, gap=1, right=False),
 )
 
-NO_QUEUES = ' no tasks yet; try "taskq-submit --random --count 20"'
+NO_TASKS = ' no tasks yet; try "taskq-submit --random --count 20"'
+NO_QUEUES = ' nothing waits or runs; "taskq-monitor task list" shows what was done before'
 NO_WORKERS = ' no workers; start some with "taskq-worker"'
 NO_RECENT = " nothing has finished yet"
+NO_RECENT_SINCE = " nothing has finished since the manager started"
 
 SHOWN_TASKS = 2
 """Tasks that a worker's line names; the others are counted."""
@@ -103,7 +105,7 @@ def _silent_pools(snapshot: Snapshot) -> list[str]:
             pool = str(worker.get("id")).rpartition("/")[0] or str(worker.get("id"))
             ailing.setdefault((pool, worker["state"]), []).append(worker.get("last_heartbeat_s") or 0.0)
     return [
-        plain(f"{pool}: {count(len(beats))} worker{'s' * (len(beats) > 1)} {_AILMENTS[state]}")
+        plain(f"{pool}: {counted(len(beats), 'worker')} {_AILMENTS[state]}")
         + (f", no heartbeat for {duration(max(beats))}" if state == "silent" else "")
         for (pool, state), beats in ailing.items()
     ]
@@ -120,13 +122,13 @@ def unhealthy(snapshot: Snapshot) -> list[str]:
 def in_short(snapshot: Snapshot) -> str:
     """The system in a few words: ``4 workers, 16 threads, 1,204 pending, 12 running``."""
     workers, queues = snapshot.get("workers") or (), snapshot.get("queues") or ()
-    numbers = (
-        (len(workers), "workers"),
-        (_sum(worker.get("threads") for worker in workers) or 0, "threads"),
-        (_sum(queue.get("pending") for queue in queues) or 0, "pending"),
-        (_sum(queue.get("running") for queue in queues) or 0, "running"),
+    words = (
+        counted(len(workers), "worker"),
+        counted(_sum(worker.get("threads") for worker in workers) or 0, "thread"),
+        f"{count(_sum(queue.get('pending') for queue in queues) or 0)} pending",
+        f"{count(_sum(queue.get('running') for queue in queues) or 0)} running",
     )
-    return ", ".join(f"{number:,} {word}" for number, word in numbers)
+    return ", ".join(words)
 
 
 def describe_warning(warning: Mapping[str, Any]) -> str:
@@ -181,9 +183,10 @@ _RATES = ("in_per_s", "done_per_s", "failed_per_s")
 
 
 def _sum(numbers: Iterable[Any]) -> Any:
-    """The sum of what is known; None when nothing is."""
-    known = [number for number in numbers if number is not None]
-    return sum(known) if known else None
+    """The sum of what is known, also of nothing at all; None when there are numbers and none is known."""
+    given = list(numbers)
+    known = [number for number in given if number is not None]
+    return sum(known) if known or not given else None
 
 
 def _queues(snapshot: Snapshot, width: int) -> list[Line]:
@@ -204,7 +207,12 @@ def _queues(snapshot: Snapshot, width: int) -> list[Line]:
             )
         )
         tails.append(["PAUSED" if queue.get("paused") else ""])
-    return _section(QUEUE_COLUMNS, rows, tails, width, NO_QUEUES)
+    return _section(QUEUE_COLUMNS, rows, tails, width, NO_QUEUES if _has_history(snapshot) else NO_TASKS)
+
+
+def _has_history(snapshot: Snapshot) -> bool:
+    """Whether there are tasks from before the manager's last start: its queues and recent outcomes begin with that."""
+    return any((snapshot.get("totals") or {}).values())
 
 
 def _workers(snapshot: Snapshot, width: int) -> list[Line]:
@@ -268,7 +276,7 @@ def _recent(snapshot: Snapshot, width: int, zone: tzinfo | None) -> list[Line]:
             )
         )
         tails.append([outcome(task)])
-    lines = _section(RECENT_COLUMNS, rows, tails, width, NO_RECENT)
+    lines = _section(RECENT_COLUMNS, rows, tails, width, NO_RECENT_SINCE if _has_history(snapshot) else NO_RECENT)
     bad = [index for index, task in enumerate(recent, start=1) if task.get("state", "failed") == "failed"]
     return [Line("failed", line.text) if index in bad else line for index, line in enumerate(lines)]
 

@@ -67,6 +67,7 @@ def _worker(state: QueueState, worker: Worker, now: Moment) -> dict[str, Any]:
     report = worker.report
     seen = {entry[0]: entry[3] for entry in report.get("running", ())}
     busy = [task for number, task in worker.running.items() if number in seen]
+    room = worker.threads if worker.attached else len(worker.running)  # how many one has that is not back is not known
     return {
         "id": worker.name,
         "incarnation": worker.incarnation,
@@ -75,14 +76,14 @@ def _worker(state: QueueState, worker: Worker, now: Moment) -> dict[str, Any]:
         "pid": worker.pid,
         "state": _state(worker, now, state.leases.heartbeat),
         "threads": worker.threads,
-        "busy": min(len(worker.running), worker.threads),
+        "busy": min(len(worker.running), room),
         "reserved": len(worker.running),
         "last_heartbeat_s": max(0.0, now.mono - worker.beat_at),
         "cpu_percent": report.get("cpu_percent"),
         "rss_bytes": report.get("rss_bytes"),
         "completed": worker.completed,
         "failed": worker.failed,
-        "running": [_running(worker, task, now) for task in (busy or list(worker.running.values()))[: worker.threads]],
+        "running": [_running(worker, task, now) for task in (busy or list(worker.running.values()))[:room]],
     }
 
 

@@ -154,14 +154,16 @@ RECENT   TASK TYPE      QUEUE   TOOK WORKER     OUTCOME
     )
 
 
+EMPTY = {"manager": {"name": "default"}, "queues": [], "workers": [], "recent": [], "warnings": []}
+
+
 def test_picture_of_nothing_says_what_to_run() -> None:
-    empty = {"manager": {"name": "default"}, "queues": [], "workers": [], "recent": [], "warnings": []}
     assert (
-        shown(empty)
+        shown(EMPTY)
         == """\
 taskq default  -  up -  cpu -  rss -   -
- store -    in -/s  done -/s  failed -/s
- pending -  oldest -   running 0/0  failed -
+ store -    in 0/s  done 0/s  failed 0/s
+ pending 0  oldest -   running 0/0  failed -
 
 QUEUE  PENDING  OLDEST  RUNNING  SCHEDULED  IN/s  DONE/s  WAIT p95  RUN p95
  no tasks yet; try "taskq-submit --random --count 20"
@@ -173,6 +175,12 @@ RECENT       TASK  TYPE      QUEUE     TOOK   WORKER      OUTCOME
  nothing has finished yet
 """
     )
+
+
+def test_a_manager_that_was_started_again_does_not_say_that_there_never_was_anything() -> None:
+    text = shown({**EMPTY, "totals": {"submitted": 7, "completed": 7}})
+    assert ' nothing waits or runs; "taskq-monitor task list" shows what was done before\n' in text
+    assert " nothing has finished since the manager started\n" in text
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -280,7 +288,7 @@ def test_a_worker_that_is_not_well_says_so_in_capitals() -> None:
 def test_health_is_every_warning_and_the_lack_of_workers() -> None:
     healthy = SNAPSHOT | {"warnings": []}
     assert views.unhealthy(healthy) == []
-    assert views.in_short(healthy) == "1 workers, 4 threads, 1,204 pending, 12 running"
+    assert views.in_short(healthy) == "1 worker, 4 threads, 1,204 pending, 12 running"
     assert views.unhealthy(SNAPSHOT) == ['no worker serves "resize_image" (14 pending)']
     assert views.unhealthy(healthy | {"workers": []}) == ["no workers"]
     assert views.unhealthy({}) == ["no workers"]

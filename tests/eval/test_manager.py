@@ -72,6 +72,26 @@ def test_it_says_when_it_is_ready_and_its_workers_have_joined(cluster: Cluster) 
     assert address.port != 8275
 
 
+def test_ready_means_its_own_workers_and_not_those_of_the_last_run(cluster: Cluster) -> None:
+    """Everything is killed at once, so nobody tells the next manager of a death: it expects the workers back."""
+    first = cluster.manager(workers=2, threads=1)
+    ids = [*cluster.submit({"type": "sleep", "duration": 60}), *cluster.submit({"type": "sleep", "duration": 60})]
+    wait_until(lambda: sum(worker["busy"] for worker in cluster.snapshot()["workers"]) == 2)
+    time.sleep(0.2)  # hand-outs are on disk after 50 ms
+    first.asked = True
+    for found in cluster.alive():
+        found.kill()
+    first.popen.wait(10)
+    cluster.manager(workers=2, threads=1)
+    workers = cluster.snapshot()["workers"]
+    assert sum(worker["state"] == "running" for worker in workers) == 2
+    expected = [worker for worker in workers if worker["state"] == "expected"]
+    assert sorted(task["id"] for worker in expected for task in worker["running"]) == ids
+    assert [worker["busy"] for worker in expected] == [1, 1]
+    for task in ids:
+        cluster.run("monitor", "task", "cancel", task)
+
+
 def test_the_snapshot_tells_of_the_process(cluster: Cluster) -> None:
     manager = cluster.manager(workers=0)
     found = cluster.snapshot()["manager"]

@@ -259,7 +259,7 @@ def monitoring(cluster: Cluster, *arguments: str) -> Iterator[tuple[subprocess.P
 def test_check_tells_a_healthy_system_from_one_without_workers(cluster: Cluster) -> None:
     manager = cluster.manager(workers=1, threads=2)
     healthy = cluster.run("monitor", "--check")
-    assert (healthy.returncode, healthy.stdout) == (0, "healthy: 1 workers, 2 threads, 0 pending, 0 running\n")
+    assert (healthy.returncode, healthy.stdout) == (0, "healthy: 1 worker, 2 threads, 0 pending, 0 running\n")
     assert json.loads(cluster.run("monitor", "--check", "--json").stdout) == {"healthy": True, "reasons": []}
     manager.stop()
     cluster.manager(workers=0)
