@@ -118,7 +118,8 @@ class TaskType(Generic[P, R]):
     ) -> None:
         if not callable(function):
             raise ConfigError(f"@task goes on a function, not on {function!r}")
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+        if any(is_kind(function) for is_kind in kinds):
             raise ConfigError(f"{name} must be a plain function: neither async nor a generator")
         if not _is_name(name):
             raise ConfigError(f"a task's name is a text without spaces of 1 to {MAX_NAME} characters, not {name!r}")
@@ -184,7 +185,12 @@ class TaskType(Generic[P, R]):
 
 
 def _parameters(function: Callable[..., Any]) -> list[tuple[str, int, bool]]:
-    found = inspect.signature(function).parameters.values()
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some of what is written in C
+        raise ConfigError(
+            f"{function!r} does not tell its arguments", hint="put @task on a function of your own that calls it"
+        ) from None
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [(p.name, int(p.kind), p.default is p.empty and p.kind not in variable) for p in found]
 
@@ -230,7 +236,10 @@ def _default_name(function: Callable[..., Any]) -> str:
         main = sys.modules["__main__"]
         spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
         module = spec.name if spec is not None else Path(file).stem if file else module
-    return f"{module}.{function.__qualname__.replace('<locals>.', '')}"
+    name = getattr(function, "__qualname__", "")
+    if not (module and name):
+        raise ConfigError(f"{function!r} has no name of its own", hint="give it one: @task(name=…)")
+    return f"{module}.{name.replace('<locals>.', '')}"
 
 
 def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +95,26 @@ def test_only_plain_functions_can_be_tasks() -> None:
     def many() -> Iterator[int]:
         yield 1
 
-    for function in (later, many):
+    async def many_later() -> AsyncIterator[int]:
+        yield 1
+
+    for function in (later, many, many_later):
         with pytest.raises(ConfigError, match="plain function"):
             task(function)
     with pytest.raises(ConfigError, match="goes on a function"):
         TaskType(3, "my.three")  # type: ignore[arg-type]  # the wrong call is what is tested
+
+
+@pytest.mark.parametrize("function", [max, dict, getattr, operator.itemgetter(1)])
+def test_what_does_not_tell_its_arguments_cannot_be_a_task(function: Any) -> None:
+    with pytest.raises(ConfigError, match="does not tell its arguments"):
+        task(name="my.c")(function)
+
+
+@pytest.mark.parametrize("function", [functools.partial(add, 1), "a".upper, str.upper, operator.itemgetter(1)])
+def test_what_has_no_name_must_be_given_one(function: Any) -> None:
+    with pytest.raises(ConfigError, match="has no name of its own"):
+        task(function)
 
 
 def test_two_functions_under_one_name_are_refused() -> None:
