@@ -415,6 +415,19 @@ def test_an_attached_pool_outlives_the_manager_and_serves_the_next_one(cluster: 
     assert works(cluster)
 
 
+def test_an_attached_pool_finds_the_next_manager_at_another_address(cluster: Cluster) -> None:
+    manager = cluster.manager(workers=0)
+    pool = cluster.pool(workers=1)
+    address = cluster.join.addresses[0]
+    assert manager.stop() == 0
+    with socket.create_server((address.host, address.port)):  # it lets the pool in, and says nothing
+        cluster.manager(workers=0)
+        assert cluster.join.addresses[0] != address
+        wait_until(lambda: len(cluster.snapshot()["workers"]) == 1, 30.0, "the pool to come over")
+        assert works(cluster)
+    assert pool.popen.poll() is None
+
+
 def test_an_attached_pool_is_not_sent_away_by_a_manager_that_drains(cluster: Cluster) -> None:
     manager = cluster.manager("--lease", "1s", workers=1, threads=1)
     pool = cluster.pool(workers=1, threads=1)
