@@ -50,7 +50,7 @@ EVENTS = {
     "task_retried": "this attempt failed; another one follows",
     "task_failed": "failed for good",
     "task_cancelled": "cancelled before it was done",
-    "task_returned": "handed out but not begun, or its worker is gone: back in its queue",
+    "task_returned": "back in its queue: another attempt is due, or it was handed out but not begun",
     "outcome_refused": "a late outcome of a run that is over was not taken",
     # housekeeping and strangers
     "purged": "old records were deleted",

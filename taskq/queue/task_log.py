@@ -49,20 +49,23 @@ def transitions(tasks: Sequence[Task]) -> Iterator[Line]:
 
 
 def _line(task: Task, level: int, name: str, text: str) -> Line:
-    error = "" if task.error is None else f"{task.error.type or task.error.kind}"
+    error = None
+    if task.error is not None and task.state in (FAILED, SCHEDULED):  # else it is that of an earlier attempt
+        error = task.error.type or task.error.kind
     fields = {
         "task_id": task.id,
         "task_type": task.type,
         "queue": task.queue,
-        "worker": task.worker_name,
-        "attempt": task.failures + task.deaths + (task.state is RUNNING),
+        "worker": None if task.state is PENDING else task.worker_name,
+        "attempt": task.failures + task.deaths + (task.state in (RUNNING, COMPLETED)) or None,
         "correlation_id": task.correlation_id,
         "outcome": task.state.label,
+        "error": error,
     }
-    if task.finished_at is not None and task.started_at is not None:
-        fields["run_s"] = round(task.finished_at - task.started_at, 6)
-    if error:
-        fields["error"] = error
+    if task.started_at is not None and task.state in (RUNNING, COMPLETED, FAILED):
+        fields["wait_s"] = round(max(0.0, task.started_at - task.due_at), 6)
+        if task.finished_at is not None:
+            fields["run_s"] = round(task.finished_at - task.started_at, 6)
     return Line(level, name, text.format(id=task.id, type=task.type, worker=task.worker_name, error=error), fields)
 
 

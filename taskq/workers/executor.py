@@ -159,6 +159,8 @@ class Executor:
 
     def _failed(self, handout: Handout, started: float, described: Sequence[str], delay: float | None) -> Report:
         if self._debug:
-            text = f"task {handout.id}: attempt {handout.attempt} failed: {described[1]}: {described[2]}"
+            text = (
+                f"task {handout.id}: attempt {handout.attempt} failed: {described[1]}"  # the message may hold arguments
+            )
             logs.event(_log, logging.DEBUG, "task_retried" if delay != NO_RETRY else "task_failed", text)
         return (NACK, handout.id, handout.run, tuple(described), delay, self._monotonic() - started)

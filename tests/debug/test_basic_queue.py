@@ -282,6 +282,33 @@ def test_a_task_may_say_when_to_try_again(desk: Desk) -> None:
     assert len(desk.reserve()) == 1
 
 
+def test_each_transition_is_a_line_with_the_figures_of_its_attempt(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("attempt", "wait_s", "outcome", "error", "worker")
+
+    def logged() -> list[tuple[Any, ...]]:
+        """The event and some fields of each line since the last call."""
+        desk.queue.tick()
+        lines = [vars(line) for line in caplog.records]
+        caplog.clear()
+        return [(line["taskq_event"], *map(line["taskq_fields"].get, names)) for line in lines]
+
+    with caplog.at_level("DEBUG", "taskq.queue"):
+        desk.submit(b"x", max_retries=1)
+        assert logged() == [("task_submitted", None, None, "pending", None, None)]
+        [task] = desk.reserve()
+        desk.fail(task, 8.0)
+        assert logged()[-1] == ("task_retried", 1, None, "scheduled", "OSError", "pool/one")
+        desk.later(8.5)
+        desk.later(4.0)
+        [task] = desk.reserve()
+        desk.report(ACK, task.id, task.run, b"r", 0.0)
+        due, *_, completed = logged()
+        assert due == ("task_returned", 1, None, "pending", None, None)
+        assert completed == ("task_completed", 2, 4.5, "completed", None, "pool/one")
+
+
 def test_a_snoozed_task_uses_no_attempt(desk: Desk) -> None:
     [id] = desk.submit(max_retries=0)
     [task] = desk.reserve()
