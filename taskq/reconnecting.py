@@ -78,18 +78,16 @@ class Reconnecting:
         if self._closed.is_set():
             raise closed()
         if self._connection is None:
-            connection = self._connect()
+            connection = self._connection = self._connect()
             try:
+                if self._closed.is_set():  # `close` may have come too early to see the new connection
+                    raise closed()
                 self.hello = connection.hello()
                 self._met(self.hello)
             except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-            self._was_connected = True
-            if self._closed.is_set():  # `close` may have come too early to see the new connection
                 self._drop()
-                raise closed()
+                raise
+            self._was_connected = True
         return self._connection
 
     def _drop(self) -> None:

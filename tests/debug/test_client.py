@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -645,6 +647,21 @@ def test_close_ends_whoever_waits(here: Here) -> None:
     assert caught == ["this client is closed"] * 2
     with pytest.raises(errors.TaskqError, match="this client is closed"):
         q.submit(sleep, 1)
+
+
+def test_close_does_not_wait_for_a_manager_that_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        q = Client(Join((Address(*silent.getsockname()),), bytes(32)), connect_timeout=20.0)
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(q.hello), pool.submit(q.handle(1).result)]
+            accepted = [silent.accept()[0] for _ in waiting]
+            begin = time.monotonic()
+            q.close()
+            for call in waiting:
+                assert isinstance(call.exception(5), errors.TaskqError)
+            assert time.monotonic() - begin < 2
+            for sock in accepted:
+                sock.close()
 
 
 def test_threads_may_share_a_client(here: Here) -> None:
