@@ -99,55 +99,29 @@ def calls(output: Path) -> list[Call]:
 
 
 def check_order(found: list[Call], marks: list[str]) -> int:
-    """For each mark: a request with it came in, it was written, that was synced, and only then the reply went out.
-
-    Gives the number of syncs.
-    """
+    """For each mark: a request with it came in, it was written, that was synced, and only then the reply went out, and
+    whatever else tells of it. Gives the number of syncs."""
     syncs = [call for call in found if call.name in ("fdatasync", "fsync") and "-wal>" in call.text and call.worked]
     writes = [call for call in found if call.name in ("pwrite64", "write") and "-wal>" in call.text]
+    sent = [call for call in found if call.name in ("sendto", "sendmsg")]
+    never = found[-1].end + 1
     for mark in marks:
         request = next(call for call in found if call.name == "recvfrom" and mark in call.text)
-        written = next(call for call in writes if mark in call.text)
-        reply = next(
-            call
-            for call in found
-            if call.name in ("sendto", "sendmsg") and call.descriptor == request.descriptor and call.start > request.end
-        )
+        reply = next(call for call in sent if call.descriptor == request.descriptor and call.start > request.end)
+        written = next((call.end for call in writes if mark in call.text and call.start > request.end), never)
+        synced = min((sync.end for sync in syncs if sync.start > written), default=never)
         assert reply.worked
-        assert request.end < written.start
-        assert any(written.end < sync.start and sync.end < reply.start for sync in syncs), f"{mark}: reply before sync"
+        assert synced < reply.start, f"{mark}: answered before it was synced"
+        told = [call for call in sent if mark in call.text]
+        assert all(synced < call.start for call in told), f"{mark}: handed out before it was synced"
     return len(syncs)
 
 
 WATCHED = ("-e", "trace=recvfrom,sendto,sendmsg,write,pwrite64,fsync,fdatasync")
 
 
-def test_no_submit_is_answered_before_it_is_synced(cluster: Cluster, tmp_path: Path) -> None:
-    """Several clients at once, so that commits are shared: the reply of each waits for the sync that covers it."""
-    manager = cluster.manager(workers=0)
-    clients, each = 4, 40
-    marks = [[f"mark-{part}-{number:04}-end" for number in range(each)] for part in range(clients)]
-
-    def submit(part: int) -> None:
-        queue = RemoteQueue(cluster.join)
-        client = secrets.randbits(63)
-        for seq, mark in enumerate(marks[part], 1):
-            queue.submit(client, seq, [NewTask("noop", encode_arguments((mark,), {}))])
-        queue.close()
-
-    output = tmp_path / "strace"
-    with strace(manager, output, *WATCHED), ThreadPoolExecutor(clients) as pool:
-        list(pool.map(submit, range(clients)))
-    syncs = check_order(calls(output), [mark for part in marks for mark in part])
-    print(f"{clients * each} submits, {syncs} syncs")
-    assert syncs < clients * each, "no commit was shared: the test shows less than it should"
-
-
-def test_no_report_is_answered_before_it_is_synced(cluster: Cluster, tmp_path: Path) -> None:
-    manager = cluster.manager(workers=0)
-    queue = cluster.service()
-    items = [NewTask("noop", encode_arguments((), {}))] * 100
-    queue.submit(1, 1, items)
+def attach(queue: RemoteQueue) -> int:
+    """Be a worker process that runs ``noop`` tasks; gives the session."""
     pool: Any = {"id": "p", "name": "p", "host": "h", "pid": 1, "local": None}
     noop: Any = {
         "name": "noop",
@@ -160,7 +134,44 @@ def test_no_report_is_answered_before_it_is_synced(cluster: Cluster, tmp_path: P
     info = WorkerInfo(
         incarnation="i", pool=pool, name="p/0", host="h", pid=2, threads=100, queues=(), types=[{**noop, "workers": 0}]
     )
-    session = queue.attach(info, ())["session"]
+    return queue.attach(info, ())["session"]
+
+
+def test_no_submit_is_answered_or_handed_out_before_it_is_synced(cluster: Cluster, tmp_path: Path) -> None:
+    """Several clients at once, so that commits are shared, and a worker that waits for each task."""
+    manager = cluster.manager(workers=0)
+    clients, each = 4, 40
+    marks = [[f"mark-{part}-{number:04}-end" for number in range(each)] for part in range(clients)]
+
+    def submit(part: int) -> None:
+        queue = RemoteQueue(cluster.join)
+        client = secrets.randbits(63)
+        for seq, mark in enumerate(marks[part], 1):
+            queue.submit(client, seq, [NewTask("noop", encode_arguments((mark,), {}))])
+        queue.close()
+
+    def reserve() -> None:
+        queue = RemoteQueue(cluster.join)
+        session = attach(queue)
+        left = clients * each
+        while left:
+            left -= len(queue.reserve("i", session, 100, 0, (), 10.0).tasks)
+        queue.close()
+
+    output = tmp_path / "strace"
+    with strace(manager, output, *WATCHED), ThreadPoolExecutor(clients + 1) as pool:
+        for done in [pool.submit(reserve), *(pool.submit(submit, part) for part in range(clients))]:
+            done.result(60)
+    syncs = check_order(calls(output), [mark for part in marks for mark in part])
+    print(f"{clients * each} submits, {syncs} syncs")
+    assert syncs < clients * each, "no commit was shared: the test shows less than it should"
+
+
+def test_no_report_is_answered_before_it_is_synced(cluster: Cluster, tmp_path: Path) -> None:
+    manager = cluster.manager(workers=0)
+    queue = cluster.service()
+    queue.submit(1, 1, [NewTask("noop", encode_arguments((), {}))] * 100)
+    session = attach(queue)
     tasks = queue.reserve("i", session, 100, 0, (), 1.0).tasks
     assert len(tasks) == 100
     marks = [f"result-{task.id:04}-end" for task in tasks]
