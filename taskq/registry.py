@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -293,15 +294,27 @@ def load(modules: Sequence[str]) -> None:
             )
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(
-                f'cannot import "{module}": {error} (looked in {here} and the rest of sys.path)',
-                hint="start from the folder that holds it, or set PYTHONPATH",
-            ) from error
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:  # the module is the user's code and may do anything
-            raise ConfigError(f'cannot import "{module}": {type(error).__name__}: {error}') from error
+            raise _not_imported(module, error, here) from error
+
+
+def _not_imported(module: str, error: BaseException, here: str) -> ConfigError:
+    """Why an import failed, and where: the module is not there, or something goes wrong in it."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if file != __file__ and "importlib" not in file:
+            place = f"{file.removeprefix(here + os.sep)}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    missing = isinstance(error, ImportError)
+    text = f'cannot import "{module}": {error if missing else f"{type(error).__name__}: {error}"}'
+    if missing and not place:
+        looked = f" (looked in {here} and the rest of sys.path)"
+        return ConfigError(text + looked, hint="start from the folder that holds it, or set PYTHONPATH")
+    hint = f"install what it needs for this Python, {sys.executable}" if missing else ""
+    return ConfigError(f"{text} ({place})" if place else text, hint=hint)  # a SyntaxError names the place itself
 
 
 # -- the task that is running ----------------------------------------------------------------------------------------

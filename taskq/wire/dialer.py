@@ -32,6 +32,12 @@ _PAUSE = 0.03
 
 _START = 'start one with "taskq-manager", or point elsewhere with --host and --port (TASKQ_HOST, TASKQ_PORT)'
 _SILENT = "is the port open, or used by another service?"
+_COPY = "copy its join file: ssh {} taskq-manager --print-join"
+_OTHER_KEY = "is it a manager with another state folder? then point there with --state-dir, --name or --join"
+
+
+def _is_here(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 class _TurnedAway(Exception):
@@ -95,7 +101,7 @@ class Dialer:
                     source = f" from {join.source}" if join.source else ""
                     raise AuthenticationFailed(
                         f"the manager at {address} rejected the key{source} (fingerprint {fingerprint(join.key)})",
-                        hint=f"copy its join file: ssh {address.host} taskq-manager --print-join",
+                        hint=_OTHER_KEY if _is_here(address.host) else _COPY.format(address.host),
                     ) from None
             except _TurnedAway:
                 turned_away += 1

@@ -259,15 +259,23 @@ def test_a_module_that_is_not_there_says_where_it_was_looked_for(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("1 / 0", "ZeroDivisionError"), ("raise SystemExit(3)", "SystemExit"), ("def", "SyntaxError")]
+    ("text", "said", "hint"),
+    [
+        ("\n1 / 0", "ZeroDivisionError: division by zero (my_broken.py, line 2)", ""),
+        ("raise SystemExit(3)", "SystemExit: 3 (my_broken.py, line 1)", ""),
+        ("\n\ndef", "SyntaxError: invalid syntax (my_broken.py, line 3)", ""),
+        ("import my_nothing", "No module named 'my_nothing' (my_broken.py, line 1)", "install what it needs"),
+    ],
 )
-def test_a_module_that_fails_is_a_config_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+def test_a_module_that_fails_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str, hint: str
 ) -> None:
     (tmp_path / "my_broken.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f'cannot import "my_broken": {said}'):
+    with pytest.raises(ConfigError) as caught:
         load(["my_broken"])
+    assert caught.value.message == f'cannot import "my_broken": {said}'
+    assert caught.value.hint.startswith(hint) and bool(caught.value.hint) == bool(hint)
 
 
 def test_a_path_in_place_of_a_module_says_what_to_write() -> None:

@@ -494,7 +494,11 @@ def test_a_wrong_key(server: WireServer, caplog: pytest.LogCaptureFixture) -> No
         RemoteQueue(join_of(server.address, bytes(32))).hello()
     found = caught.value.message
     assert found.startswith(f"the manager at {server.address} rejected the key from join.json (fingerprint ")
-    assert caught.value.hint == "copy its join file: ssh 127.0.0.1 taskq-manager --print-join"
+    assert "another state folder" in caught.value.hint
+    not_loopback_by_name = Address("0.0.0.0", server.address.port)
+    with pytest.raises(AuthenticationFailed) as caught:
+        RemoteQueue(join_of(not_loopback_by_name, bytes(32))).hello()
+    assert caught.value.hint == "copy its join file: ssh 0.0.0.0 taskq-manager --print-join"
     assert "connections refused: wrong key (from 127.0.0.1)" in caplog.text
 
 

@@ -182,7 +182,7 @@ def test_the_key_is_wrong(cluster: Cluster, command: tuple[str, ...]) -> None:
         cluster.run(*command, "--join", wrong),
         4,
         f"the manager at {address} rejected the key from {wrong} (fingerprint {fingerprint(KEY)})",
-        f"copy its join file: ssh {address.host} taskq-manager --print-join",
+        "is it a manager with another state folder? then point there with --state-dir, --name or --join",
     )
 
 
