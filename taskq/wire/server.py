@@ -9,6 +9,7 @@ which methods there are (the verbs of `QueueService`; no create, shutdown, incre
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import inspect
 import logging
@@ -36,7 +37,22 @@ BACKLOG = 1024
 _ORDERLY = 2.0
 """Seconds that requests under way have to get their replies out at the end."""
 
+_M_MMAP_THRESHOLD = -3
+"""From malloc.h."""
+_LARGE_BLOCK = 1024 * 1024
+
 _log = logging.getLogger(__name__)
+
+
+def give_back_large_blocks() -> None:
+    """Let the C library give the memory of large requests and replies back to the system when they are done with.
+
+    Left alone, glibc keeps it: it takes a size that was freed once for usual, and serves the next such block from a heap
+    of the calling thread, which hardly ever shrinks. Other libraries have no such switch and need none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 class Listener:
