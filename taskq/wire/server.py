@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 def give_back_large_blocks() -> None:
     """Let the C library give the memory of large requests and replies back to the system when they are done with.
 
-    Left alone, glibc keeps it: it takes a size that was freed once for usual, and serves the next such block from a heap
+    Left alone, glibc keeps it: it takes a size that was freed once for usual and serves the next such block from a heap
     of the calling thread, which hardly ever shrinks. Other libraries have no such switch and need none.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
