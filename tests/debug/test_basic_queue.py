@@ -631,6 +631,36 @@ def test_no_call_asks_for_too_much(desk: Desk) -> None:
         desk.queue.cancel(range(1_001))
 
 
+@pytest.mark.parametrize("end", [None, "goodbye", "death", "pool", "silence"])
+def test_after_a_restart_tasks_wait_for_the_workers_that_are_still_there(make_desk: MakeDesk, end: str | None) -> None:
+    desk = make_desk(lease=3.0)
+    [id] = desk.submit()
+    if end == "goodbye":
+        desk.queue.detach("one", desk.session)
+    elif end == "death":
+        desk.queue.child_died("pool-of-one", "one", "signal 9", (), True)
+    elif end == "pool":
+        desk.queue.leave("pool-of-one")
+    store = desk.queue._store
+    store.close()
+    for _ in range(2 if end == "silence" else 1):  # the first manager after it gives the worker up
+        store.close()
+        desk.queue = JobQueue(store, desk.clock, desk.queue.settings)
+        desk.queue.open()
+        desk.queue.tick()
+        if end == "silence" and desk.queue._state.kept_back is not None:
+            desk.clock.advance(4.0)
+            desk.queue.tick()
+            desk.queue.get([id])
+    session = desk.join("two")
+    found = desk.queue.reserve("two", session, 1, 0, (), 0).tasks
+    assert [task.id for task in found] == ([] if end is None else [id])
+    desk.clock.advance(5.0)
+    desk.queue.tick()
+    session = desk.join("two")
+    assert end is not None or [task.id for task in desk.queue.reserve("two", session, 1, 0, (), 0).tasks] == [id]
+
+
 def test_loading_takes_no_time_from_workers_that_come_back() -> None:
     """With millions of tasks it takes longer than a lease."""
 

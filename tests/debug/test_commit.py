@@ -159,7 +159,7 @@ def test_a_hand_out_waits_for_the_submit_that_it_hands_out(
     assert store.entered.acquire(timeout=10)
     reserve = threads.submit(queue.reserve, "w", session, 1, 0, (), 10.0)
     until(lambda: queue._state.leases.workers["w"].running)
-    assert not reserve.done(), "a task left that might not be on disk"
+    assert not wait([reserve], timeout=0.1).done, "a task left that might not be on disk"
     store.gate.set()
     assert [task.id for task in reserve.result(10).tasks] == list(submit.result(10).ids)
 
@@ -256,9 +256,7 @@ def test_a_state_is_told_only_when_it_is_on_disk(
     report = threads.submit(queue.report, "w", session, [(NACK, task.id, task.run, error, None, 0.1)])
     assert store.entered.acquire(timeout=10)
     asked = [threads.submit(queue.wait, [task.id], 0), threads.submit(queue.result, task.id)]
-    assert not any(call.done() for call in asked)
-    done, _ = wait(asked, timeout=0.1)
-    assert not done, "the write is under way: it may fail"
+    assert not wait(asked, timeout=0.1).done, "the write is under way: it may fail"
     store.gate.set()
     assert [outcome.state for outcome in (*asked[0].result(10), asked[1].result(10))] == ["scheduled"] * 2
     report.result(10)
@@ -461,7 +459,7 @@ def test_the_feed_brings_each_outcome_once_and_only_after_its_commit(
         queue.report, "w", session, [(ACK, task.id, task.run, b"r%d" % task.id, 0.1) for task in tasks]
     )
     assert store.entered.acquire(timeout=10)
-    assert not listening.done() and not reporting.done()
+    assert not wait([listening, reporting], timeout=0.1).done
     store.gate.set()
     news = listening.result(10)
     expected = [Outcome(number, "completed", b"r%d" % number, None, 0, 0, "w") for number in (first, second)]
