@@ -15,7 +15,7 @@ import pytest
 
 from taskq.clock import SystemClock
 from taskq.config import QueueSettings
-from taskq.errors import KeyConflict, OutcomeUnknown, ShuttingDown, StoreFailed
+from taskq.errors import KeyConflict, OutcomeUnknown, ShuttingDown, StorageFull, StoreFailed
 from taskq.queue.housekeeper import ROUND, Housekeeper
 from taskq.queue.job_queue import JobQueue
 from taskq.queue.task import Task, TaskRow
@@ -188,9 +188,41 @@ def test_twins_of_one_call_get_the_same_ids_though_they_come_together(
     store.gate.clear()
     twins = [threads.submit(queue.submit, 1, 1, [item(), item(key="k")]) for _ in range(8)]
     assert store.entered.acquire(timeout=10)
+    assert not wait(twins, timeout=0.1).done, "a twin was told of what may not reach the disk"
     store.gate.set()
     assert {tuple(twin.result(10).ids) for twin in twins} == {(1, 2)}
     assert len(queue._state.tasks) == 2
+
+
+def test_a_full_disk_refuses_new_tasks_and_nothing_else(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = join(queue)
+    (number,) = queue.submit(1, 1, [item()]).ids
+    monkeypatch.setattr(GatedStore, "has_space", lambda self: False)
+    queue.look_after_disk()
+    with pytest.raises(StorageFull):
+        queue.submit(1, 2, [item()])
+    assert queue.submit(1, 1, [item()]).ids == [number], "it was accepted while there was room"
+    (task,) = queue.reserve("w", session, 1, 0, (), 0.0).tasks
+    assert not queue.report("w", session, [(ACK, number, task.run, b"r", 0.1)])
+    monkeypatch.undo()
+    queue.look_after_disk()
+    assert queue.submit(1, 2, [item()]).ids == [number + 1]
+
+
+def test_a_death_that_is_told_again_is_on_disk_before_the_reply(
+    queue: JobQueue, store: GatedStore, threads: ThreadPoolExecutor
+) -> None:
+    join(queue)
+    while store.entered.acquire(blocking=False):
+        pass
+    store.gate.clear()
+    told = [threads.submit(queue.child_died, "pool", "w", "signal 9", (), True)]
+    assert store.entered.acquire(timeout=10)
+    told += [threads.submit(queue.child_died, "pool", "w", "signal 9", (), True)]
+    assert not wait(told, timeout=0.1).done
+    store.gate.set()
+    for call in told:
+        call.result(10)
 
 
 def test_keys_are_known_until_they_are_on_disk_however_many_there_are(
