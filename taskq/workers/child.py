@@ -22,6 +22,7 @@ from taskq.errors import TaskqError
 from taskq.service import ChildInfo, PoolInfo
 from taskq.workers import control
 from taskq.workers.slots import Running, SlotTable
+from taskq.workers.usage import Usage
 
 _COMMAND = (sys.executable, "-m", "taskq.workers.process")
 _SUSPENDED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
@@ -52,6 +53,7 @@ class Child:
         self._on_exit = on_exit
         self._process: subprocess.Popen[bytes] | None = None
         self._looks: psutil.Process | None = None
+        self._usage: Usage | None = None
 
     def start(self, join: Join, pool: PoolInfo, settings: PoolSettings) -> None:
         """Start the process. Raises `OSError` when the system has no room for another one."""
@@ -76,6 +78,7 @@ class Child:
             os.close(writer)
         with contextlib.suppress(psutil.Error):
             self._looks = psutil.Process(self._process.pid)
+            self._usage = Usage(self._looks)
         config = control.ChildConfig(
             join=join.to_json(),
             incarnation=self.incarnation,
@@ -132,10 +135,10 @@ class Child:
     def info(self, now: float) -> ChildInfo:
         """What the heartbeat says of it. ``now``: monotonic seconds."""
         stopped, cpu_percent, rss_bytes = False, 0.0, 0
-        if self._looks is not None:
+        if self._looks is not None and self._usage is not None:
             with contextlib.suppress(psutil.Error), self._looks.oneshot():
                 stopped = self._looks.status() in _SUSPENDED
-                cpu_percent = self._looks.cpu_percent()
+                cpu_percent = self._usage.percent(now)
                 rss_bytes = self._looks.memory_info().rss
         running = [(one.id, one.run, one.type, max(0.0, now - one.started)) for one in self.running()]
         return ChildInfo(

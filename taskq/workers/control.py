@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import io
 import json
 import os
 import signal
@@ -68,13 +69,16 @@ def join_command(join: Join) -> str:
 def take_over() -> int:
     """Make standard input and output harmless for the user's code; gives the descriptor of the parent's lines.
 
-    A program that a task starts must not read the parent's commands, and what a task prints goes to stderr.
+    A program that a task starts must not read the parent's commands. What a task prints goes to stderr, each line at
+    once: it must not be lost with the process.
     """
     commands = os.dup(0)  # not inheritable
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     return commands
 
 

@@ -35,6 +35,7 @@ from taskq import logs
 from taskq.clock import Clock, SystemClock
 from taskq.config import Join, PoolSettings
 from taskq.errors import TaskqError
+from taskq.layout import counted
 from taskq.service import ChildInfo, PoolInfo
 from taskq.wire.client import RemoteQueue
 from taskq.workers.child import Child, how
@@ -125,7 +126,8 @@ class WorkerPool:
         now = self._clock.monotonic()
         self._places = [Place(number, now) for number in range(self._settings.workers)]
         count, threads = self._settings.workers, self._settings.threads
-        self._tell("pool_started", f"{count} worker processes with {threads} threads each")
+        text = f"{counted(count, 'worker process')} with {counted(threads, 'thread')} each"
+        self._tell("pool_started", f"joined the manager {self._join.name}: {text}")
         with self._signals():
             try:
                 while self._go_on():
@@ -246,7 +248,12 @@ class WorkerPool:
             return
         self._deadline = self._clock.monotonic() + self._settings.drain_timeout
         running = sum(len(child.running()) for child in self._children())
-        text = f"{reason}: finishing {running} running tasks (at most {self._settings.drain_timeout:g} s)"
+        limit = f"at most {self._settings.drain_timeout:g} s"
+        text = (
+            f"{reason}: finishing {counted(running, 'running task')} ({limit})"
+            if running
+            else f"{reason}: nothing runs"
+        )
         self._tell("draining", f"{text}; ask again to stop at once")
         for child in self._children():
             child.drain()

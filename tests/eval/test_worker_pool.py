@@ -118,7 +118,7 @@ def hold_gil(name, seconds):
 
 @task(name="talk")
 def talk(name):
-    print("printed by a task", flush=True)
+    print("printed by a task")
     child = subprocess.run([sys.executable, "-c", "import sys; print('heard', repr(sys.stdin.read()))"],
                            capture_output=True, text=True)
     return child.stdout.strip()
