@@ -45,7 +45,10 @@ class BadEntry(NamedTuple):
 
 def read_payload(text: str, source: str, defaults: Mapping[str, Any]) -> Entry | BadEntry:
     """The entry that one JSON text holds. ``defaults``: options for it. Raises `BadArguments` for bad JSON."""
-    return _entry(_load(text, source, "in a shell, put single quotes around it: '{\"type\": …}'"), "", defaults)
+    hint = "in a shell, put single quotes around it: '{\"type\": …}'"
+    if not text.strip():
+        raise BadArguments(f"{source} is empty", hint=hint)
+    return _entry(_load(text, source, hint), "", defaults)
 
 
 def read_file(text: str, source: str, defaults: Mapping[str, Any]) -> Iterator[Entry | BadEntry]:

@@ -34,6 +34,7 @@ from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
 from taskq.wire.door import ask_for_descriptors
 from taskq.wire.server import WireServer, give_back_large_blocks
+from taskq.workers.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Manager:
         self._pool: LocalPool | None = None
         self._said_at = 0.0
         self._process = psutil.Process()
+        self._usage = Usage(self._process)
 
     # -- start
 
@@ -201,7 +203,7 @@ class Manager:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "address": str(self.address) if self._server else None,
-            "cpu_percent": self._process.cpu_percent(),
+            "cpu_percent": self._usage.percent(self._clock.monotonic()),
             "rss_bytes": self._process.memory_info().rss,
         }
 

@@ -246,6 +246,12 @@ def test_bad_usage_is_exit_code_2_and_submits_nothing(submit: Submit, here: Here
     assert json.loads(submit("--json", *words).err)["error"]["message"]
 
 
+def test_an_empty_payload_has_no_place_to_show(submit: Submit) -> None:
+    done = submit("--payload", " ")
+    assert done.code == 2
+    assert done.err == "error: --payload is empty\nhint: in a shell, put single quotes around it: '{\"type\": …}'\n"
+
+
 def test_bad_json_shows_the_place(submit: Submit) -> None:
     done = submit("--payload", '{"type": compute}')
     assert done == Done(
