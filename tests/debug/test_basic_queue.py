@@ -406,6 +406,20 @@ def test_the_same_key_again_gives_the_same_task(desk: Desk) -> None:
     assert desk.reserve() == []
 
 
+def test_the_same_call_again_gives_the_same_ids_also_where_keys_had_theirs(desk: Desk) -> None:
+    keyed, plain = NewTask("noop", b"k", key="k"), NewTask("noop", b"p")
+    first = desk.queue.submit(CLIENT, 100, [keyed])
+    second = desk.queue.submit(CLIENT, 101, [plain, keyed, plain, keyed._replace(key="l"), keyed._replace(key="l")])
+    assert (second.ids[1], list(second.existing)) == (first.ids[0], [1, 4]) and second.ids[3] == second.ids[4]
+    assert desk.queue.submit(CLIENT, 101, [plain, keyed, plain, *[keyed._replace(key="l")] * 2]) == second
+    store = desk.queue._store
+    desk.queue.close()
+    desk.queue = JobQueue(store, desk.clock, desk.queue.settings)
+    desk.queue.open()
+    assert desk.queue.submit(CLIENT, 101, [plain, keyed, plain, *[keyed._replace(key="l")] * 2]) == second
+    assert len(desk.queue._state.tasks) == 4
+
+
 def test_the_same_key_with_another_content_is_a_conflict(desk: Desk) -> None:
     desk.submit(b"a", key="order-1")
     with pytest.raises(KeyConflict):
@@ -565,6 +579,9 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         assert after.queue.result(done).result == b"result"
         assert after.queue.hello()["epoch"] == before.queue.hello()["epoch"] + 1
         assert after.queue.hello()["store_id"] == before.queue.hello()["store_id"]
+        totals = after.queue.snapshot()["totals"]
+        assert (totals["submitted"], totals["completed"]) == (4, 1)
+        assert after.queue.snapshot()["kept"]["completed"] == 1
         assert min(after.submit()) > scheduled
         after.clock.advance(60.0)  # the worker does not come back: its task goes on elsewhere
         after.queue.tick()
