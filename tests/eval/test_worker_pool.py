@@ -200,12 +200,14 @@ def test_a_killed_child_is_replaced_and_its_task_runs_again_after_a_second(pools
 def test_a_child_that_dies_idle_costs_nothing_and_the_number_stays(pools: Pools) -> None:
     pools.begin()
     pool = pools.pool(workers=3)
+    joined = lambda: {worker["pid"] for worker in pools.cluster.snapshot()["workers"]}  # noqa: E731
+    dead: set[int] = set()
     for _ in range(3):
         for child in pools.children(pool):
             child.kill()
-        wait_until(lambda: len(pools.cluster.snapshot()["workers"]) == 3, 15, "three workers")
-    wait_until(lambda: len(pools.children(pool)) == 3, 5)
-    assert len(pools.cluster.worker_processes()) == 3
+            dead.add(child.pid)
+        wait_until(lambda: len(joined()) == 3 and not joined() & dead, 15, "three new workers")
+    assert {child.pid for child in pools.cluster.worker_processes()} == joined()
 
 
 def test_a_segfault_is_blamed_on_the_task_that_caused_it(pools: Pools) -> None:
