@@ -92,12 +92,22 @@ def progress(folder: Path) -> int:
 
 def traces(folder: Path, *words: str) -> list[Trace]:
     """All lines with one of these words (none given: all), in order within each process."""
+    found = [trace for file in folder.glob("trace-*") for trace in _read(file)]
+    return [trace for trace in found if not words or trace.word in words]
+
+
+def running(folder: Path, pid: int) -> set[int]:
+    """The tasks that have begun in a process and not ended."""
+    file = folder / f"trace-{pid}"
+    states = {trace.id: trace.word for trace in (_read(file) if file.exists() else ())}
+    return {id for id, word in states.items() if word == "begin"}
+
+
+def _read(file: Path) -> list[Trace]:
+    pid = int(file.name.partition("-")[2])
     found = []
-    for file in folder.glob("trace-*"):
-        pid = int(file.name.partition("-")[2])
-        for line in file.read_text().splitlines(keepends=True):
-            assert len(line) == LINE, f"half a line in {file}: {line!r}"
-            word, id, run, attempt = line.split()
-            if not words or word in words:
-                found.append(Trace(word, int(id), int(run), int(attempt), pid))
+    for line in file.read_text().splitlines(keepends=True):
+        assert len(line) == LINE, f"half a line in {file}: {line!r}"
+        word, id, run, attempt = line.split()
+        found.append(Trace(word, int(id), int(run), int(attempt), pid))
     return found

@@ -27,7 +27,7 @@ import psutil
 import pytest
 from cluster import Cluster, Process, wait_until
 from storm_submitter import SHARED
-from traces import MODULE, progress, traces, write_module
+from traces import MODULE, progress, running, traces, write_module
 
 from taskq.errors import TaskqError
 from taskq.queue.state import RUNS_PER_EPOCH
@@ -125,11 +125,17 @@ class Storm:
 
     def kill_worker(self, *, manager_is_there: bool = True) -> None:
         """Kill any worker process that runs now: of the manager's pool, of an earlier one's, of the attached one."""
-        found = wait_until(self.cluster.worker_processes, 20.0, "a worker process")
-        victim = self.rng.choice(sorted(found, key=lambda process: process.pid))
+        victim = self.rng.choice(wait_until(self._victims, 20.0, "a worker process"))
         with contextlib.suppress(psutil.NoSuchProcess):  # an orphan may leave by itself just now
             victim.kill()
             self.kills.append(Kill(victim.pid, time.monotonic(), self.reigns[-1].epoch if manager_is_there else 0))
+
+    def _victims(self) -> list[psutil.Process]:
+        """All worker processes but those with a task that has died twice: a third time would rightly poison it."""
+        told = Counter(id for _, ids in told_deaths(self.cluster) for id in ids)
+        spared = {id for id, times in told.items() if times > 1}
+        found = sorted(self.cluster.worker_processes(), key=lambda process: process.pid)
+        return [one for one in found if spared.isdisjoint(running(self.cluster.folder, one.pid))]
 
     def rage(self) -> None:
         """Kill at points of the work that are spread over all of it."""
@@ -202,7 +208,7 @@ def records(store: Path) -> list[Record]:
 def told_deaths(cluster: Cluster) -> list[tuple[int, list[int]]]:
     """(pid, ids of the tasks that ran in it) of every death that a pool wrote in its log."""
     text = "".join(process.output for process in cluster.processes)
-    return [(int(pid), [int(word) for word in re.findall(r"\d+", running)]) for pid, running in DEATH.findall(text)]
+    return [(int(pid), [int(word) for word in re.findall(r"\d+", tasks)]) for pid, tasks in DEATH.findall(text)]
 
 
 class Size(NamedTuple):
@@ -223,8 +229,9 @@ def size(process: Process | None) -> Size:
 def connections(process: Process | None) -> int:
     """How many connections a manager has."""
     assert process is not None
-    found = psutil.net_connections("tcp")
-    return sum(one.pid == process.pid and one.status == psutil.CONN_ESTABLISHED for one in found)
+    found = psutil.Process(process.pid)
+    look = getattr(found, "net_connections", None) or found.connections  # the name has changed
+    return sum(one.status == psutil.CONN_ESTABLISHED for one in look("tcp"))
 
 
 @pytest.mark.timeout(240)
@@ -237,10 +244,10 @@ def test_nothing_is_lost_or_doubled_in_a_storm_of_kills(storm: Storm, seed: int)
     wait_until(lambda: connections(storm.manager) == CONNECTIONS, 10.0, "all connections")
     base = size(storm.manager)
 
-    with submitters(cluster, seed) as running:
+    with submitters(cluster, seed) as started:
         storm.rage()
-        assert [process.wait(90) for process in running] == [0] * SUBMITTERS
-        words = [json.loads(process.stdout.read()) for process in running if process.stdout is not None]
+        assert [process.wait(90) for process in started] == [0] * SUBMITTERS
+        words = [json.loads(process.stdout.read()) for process in started if process.stdout is not None]
     wait_until(lambda: idle(cluster), 60.0, "all tasks to be over")
     wait_until(lambda: len(cluster.worker_processes()) == 4, 30.0, "former pools to leave")
     wait_until(lambda: len(cluster.snapshot()["workers"]) == 4, 10.0, "their end to be known")
