@@ -211,8 +211,9 @@ class Client:
             with self._submitting:  # so that the numbers of the calls reach the manager in order
                 self._seq += 1
                 seq = self._seq
-                reply = self._manager.call(lambda queue: queue.submit(self.id, seq, items), self._patience)
-                store = self.hello()["store_id"]
+                reply, store = self._manager.call(
+                    lambda queue: (queue.submit(self.id, seq, items), self.hello()["store_id"]), self._patience
+                )  # both of one connection: the next may lead to another store
             handles: list[TaskHandle[Any]] = [TaskHandle(self._results, id, store, own=True) for id in reply.ids]
             for position in reply.existing:  # perhaps another client's: then our feed has no news of it
                 handles[position] = self.handle(reply.ids[position])
