@@ -141,6 +141,31 @@ def test_a_type_that_nobody_serves_is_a_warning(cluster: Cluster) -> None:
     assert (checked.returncode, checked.stdout) == (7, 'unhealthy: no worker serves "resize_image" (2 pending)\n')
 
 
+def keys(value: Any) -> set[str]:
+    """All names in a value and in what it holds."""
+    if isinstance(value, list):
+        return set().union(*map(keys, value))
+    return set(value).union(*map(keys, value.values())) if isinstance(value, dict) else set()
+
+
+def test_the_manual_names_every_field_of_the_export_and_no_other(cluster: Cluster) -> None:
+    cluster.manager("--drain-timeout", "0.1s", workers=1, threads=2)
+    finished(cluster, *cluster.submit({"type": "fail", "error_message": "x"}, "--max-retries", 0))
+    cluster.submit({"type": "resize_image"}, "--allow-unknown")
+    cluster.submit({"type": "sleep", "duration": 60})
+
+    def taken() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(cluster.run("monitor", "--export", "json").stdout)
+        return found if found["workers"][0]["running"] else {}
+
+    snapshot = wait_until(taken)
+    manual = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    _, _, manual = manual.partition("What `--export` gives")
+    table, _, _ = manual[manual.index("| field |") :].partition("\n\n")
+    named = set(re.findall(r"`([a-z_0-9]+)`", table))
+    assert named == keys(snapshot)
+
+
 @pytest.mark.parametrize("arguments", [["--once"], ["--check"], ["--export", "json"], [], ["task", "list"]])
 def test_without_a_manager_it_ends_with_3_and_a_hint(cluster: Cluster, arguments: list[str]) -> None:
     cluster.manager(workers=0).stop()
