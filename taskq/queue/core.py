@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from math import inf
 from typing import Any
 
 from taskq.clock import Clock
@@ -29,7 +30,7 @@ from taskq.queue.announced import Announced
 from taskq.queue.changes import Changes
 from taskq.queue.commit import GroupCommit
 from taskq.queue.feeds import Feeds
-from taskq.queue.housekeeper import LINGER, ROUND, Housekeeper
+from taskq.queue.housekeeper import LINGER, OVERSLEPT, ROUND, Housekeeper
 from taskq.queue.idempotency import Recent
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
@@ -120,10 +121,16 @@ class QueueCore:
 
     # -- chores (see `taskq.queue.housekeeper`)
 
-    def tick(self) -> float:
-        """Do what is due; gives the seconds until there is more to do."""
+    def tick(self, meant_at: float = inf) -> float:
+        """Do what is due; gives the seconds until there is more to do.
+
+        ``meant_at``: monotonic seconds when this was to happen. If that is long ago, this process was suspended, or its
+        machine, and heartbeats of that time could not be heard.
+        """
         with self._lock:
             now = self._now()
+            if now.mono > meant_at + OVERSLEPT:
+                self._state.leases.spare(now.mono)
             for changes in self._state.tick(now):
                 self._finish(changes, durable=False)
             self._commit.settle(max(self._lingering, self._commit.ripen()))
@@ -131,11 +138,6 @@ class QueueCore:
             waits = [self._state.next_deadline(now), None if self._commit.idle else LINGER]
         task_log.say(self._lines)
         return min((wait for wait in waits if wait is not None), default=ROUND)
-
-    def stood_still(self) -> None:
-        """This process was suspended, or its machine: heartbeats of that time could not be heard."""
-        with self._lock:
-            self._state.leases.spare(self._clock.monotonic())
 
     def look_after_disk(self) -> None:
         """Find out whether there is room for new tasks."""

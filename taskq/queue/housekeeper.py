@@ -1,8 +1,9 @@
 """The one thread of the queue's own: whatever is due without anybody calling.
 
 It lets scheduled tasks and ended leases take their course (`tick` says what is next and when), writes hand-outs that no
-other commit took along, asks the disk for room, and deletes records whose time is over, a piece at a time. When it
-wakes long after it meant to, the process (or the machine) was suspended, and it says so before leases are looked at.
+other commit took along, asks the disk for room, and deletes records whose time is over, a piece at a time. Each `tick`
+hears when it was meant to be: one that comes much later, wherever the time went, tells that the process (or the
+machine) was suspended.
 """
 
 from __future__ import annotations
@@ -24,18 +25,14 @@ ROUND = 1.0
 TIDY = 60.0
 """Seconds between two looks for records whose time is over."""
 OVERSLEPT = 2.0
-"""Seconds: waking up so much later than meant is no accident of scheduling."""
+"""Seconds: a round so much later than meant is no accident of scheduling."""
 
 
 class Chores(Protocol):
     """What there is to do; `taskq.queue.job_queue.JobQueue` has it."""
 
-    def tick(self) -> float:
-        """Do what is due; gives the seconds until there is more to do."""
-        ...
-
-    def stood_still(self) -> None:
-        """The process was suspended until now."""
+    def tick(self, meant_at: float) -> float:
+        """Do what is due; gives the seconds until there is more to do. ``meant_at``: when it was to happen."""
         ...
 
     def look_after_disk(self) -> None:
@@ -82,12 +79,13 @@ class Housekeeper:
             self._wake.set()
 
     def _run(self) -> None:
-        looked = tidied = self._chores.monotonic()
+        meant_at = looked = tidied = self._chores.monotonic()
         more = False
         while not self._stopping:
             self._expected_at = inf
+            began = self._chores.monotonic()  # before all else: a suspension may fall on any line of the loop
             try:
-                wait = self._chores.tick()
+                wait = self._chores.tick(meant_at)
                 now = self._chores.monotonic()
                 if now - looked >= ROUND:
                     looked = now
@@ -102,12 +100,11 @@ class Housekeeper:
                 log.exception("housekeeping", extra={"taskq_event": "internal_error", "taskq_fields": {}})
                 wait = ROUND
             wait = 0.0 if more else min(wait, ROUND)
+            meant_at = began + wait
             now = self._chores.monotonic()
             self._wakes_at = now + wait  # before looking at what came meanwhile: `expect` writes, then looks at this
             wait = min(wait, self._expected_at - now)
             if wait > 0:
                 self._wake.wait(wait)
-            if self._chores.monotonic() > self._wakes_at + OVERSLEPT:
-                self._chores.stood_still()
             self._wakes_at = 0.0
             self._wake.clear()

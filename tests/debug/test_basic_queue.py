@@ -228,14 +228,14 @@ def test_a_manager_that_was_suspended_waits_for_one_more_heartbeat(make_desk: Ma
     desk = make_desk(lease=30.0)
     [id] = desk.submit()
     desk.reserve()
+    meant_at = desk.clock.monotonic() + 1.0
     desk.clock.advance(3600.0)  # as after the sleep of a laptop; nobody could be heard
-    desk.queue.stood_still()
+    desk.queue.tick(meant_at)
     desk.clock.advance(9.9)
-    desk.queue.tick()
+    desk.queue.tick(desk.clock.monotonic())
     assert desk.state(id) == "running"
-    desk.queue.stood_still()  # again, and still no word: that gives no more time
     desk.clock.advance(0.2)
-    desk.queue.tick()
+    desk.queue.tick(meant_at)  # again, and still no word: that gives no more time
     assert desk.state(id) == "scheduled"
 
 

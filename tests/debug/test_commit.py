@@ -16,7 +16,7 @@ import pytest
 from taskq.clock import SystemClock
 from taskq.config import QueueSettings
 from taskq.errors import KeyConflict, OutcomeUnknown, ShuttingDown, StorageFull, StoreFailed
-from taskq.queue.housekeeper import ROUND, Housekeeper
+from taskq.queue.housekeeper import OVERSLEPT, ROUND, Housekeeper
 from taskq.queue.job_queue import JobQueue
 from taskq.queue.task import Task, TaskRow
 from taskq.service import ACK, NACK, SNOOZE, Outcome
@@ -354,15 +354,13 @@ def test_what_is_expected_during_a_round_is_not_slept_over() -> None:
     again = threading.Event()
 
     class Rounds:
-        def tick(self) -> float:
+        def tick(self, meant_at: float) -> float:
             rounds.append(time.monotonic())
             if len(rounds) == 1:
                 keeper.expect(0.01)
             else:
                 again.set()
             return ROUND
-
-        def stood_still(self) -> None: ...
 
         def look_after_disk(self) -> None: ...
 
@@ -377,6 +375,44 @@ def test_what_is_expected_during_a_round_is_not_slept_over() -> None:
     assert again.wait(10)
     keeper.stop()
     assert rounds[1] - rounds[0] < ROUND / 2
+
+
+@pytest.mark.parametrize("where", ["tick", "look_after_disk"])
+def test_a_suspension_is_noticed_wherever_it_falls(where: str) -> None:
+    """The clock goes on while the thread stands in the middle of a round, and not only while it sleeps."""
+    late: list[float] = []
+    over = threading.Event()
+
+    class Rounds:
+        now = 0.0
+
+        def tick(self, meant_at: float) -> float:
+            late.append(self.now - meant_at)
+            self.now += ROUND
+            if len(late) == 2:
+                self.suspended_in("tick")
+            if len(late) >= 3:
+                over.set()
+            return 0.0
+
+        def look_after_disk(self) -> None:
+            if len(late) == 2:
+                self.suspended_in("look_after_disk")
+
+        def suspended_in(self, place: str) -> None:
+            self.now += 3600.0 if place == where else 0.0
+
+        def tidy(self) -> bool:
+            return False
+
+        def monotonic(self) -> float:
+            return self.now
+
+    keeper = Housekeeper(Rounds())
+    keeper.start()
+    assert over.wait(10)
+    keeper.stop()
+    assert late[0] == 0.0 and late[1] < OVERSLEPT < 3600.0 <= late[2]
 
 
 def test_tasks_leave_nothing_for_the_garbage_collector(queue: JobQueue) -> None:
