@@ -10,6 +10,7 @@ from __future__ import annotations
 import marshal
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import chain
 from typing import Generic, TypeVar
 
 from taskq.queue.task import NewTask
@@ -33,7 +34,7 @@ def content_digest(item: NewTask) -> bytes:
 
 def call_digest(items: Sequence[NewTask]) -> bytes:
     """Digest of a whole submit call."""
-    return blake2b(marshal.dumps([tuple(item) for item in items], _PLAIN), digest_size=16).digest()
+    return blake2b(marshal.dumps(list(chain.from_iterable(items)), _PLAIN), digest_size=16).digest()
 
 
 class Newest(Generic[K, V]):

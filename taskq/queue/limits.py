@@ -34,23 +34,24 @@ def checked(items: Sequence[Sequence[object]], max_payload: int) -> list[NewTask
     if not 0 < len(items) <= MAX_BATCH:
         raise BadArguments(f"a submit call takes 1 to {MAX_BATCH:,} tasks, not {len(items):,}")
     good: list[NewTask] = []
-    options: tuple[Any, ...] = ()
+    options: tuple[Any, ...] | None = None
     for position, fields in enumerate(items):
         try:
-            item = fields if type(fields) is NewTask else NewTask(*fields)  # type: ignore[arg-type]  # looked at next
-            if item[2:] != options:
+            if fields[2:] != options:
+                item = NewTask(*fields)  # type: ignore[arg-type]  # what the fields are is looked at next
                 _check_options(item)
                 options = item[2:]
-            if not (0 < len(item.type) <= MAX_NAME and item.type.__class__ is str and type(item.payload) is bytes):
+            kind, payload = fields[0], fields[1]
+            if not (type(kind) is str and 0 < len(kind) <= MAX_NAME and type(payload) is bytes):
                 raise ValueError("it has no type or no payload")
         except (TypeError, ValueError) as error:
             raise BadArguments(f"entry {position + 1}: {error}; nothing was accepted") from None
-        if len(item.payload) > max_payload:
+        if len(payload) > max_payload:
             raise PayloadTooLarge(
-                f"entry {position + 1}: its arguments take {len(item.payload):,} bytes, {max_payload:,} are allowed",
+                f"entry {position + 1}: its arguments take {len(payload):,} bytes, {max_payload:,} are allowed",
                 hint="keep large data in a file or database and submit its name, or raise --max-payload",
             )
-        good.append(NewTask(intern(item.type), item.payload, *options))
+        good.append(NewTask._make((intern(kind), payload, *options)))
     return good
 
 

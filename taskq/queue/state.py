@@ -145,9 +145,9 @@ class QueueState:
         for queue, count in counts.items():
             self.figures.submitted(queue, count, now.mono)
         self.next_id += len(items)
+        wall, at_once, later = now.wall, next_state(None, Event.SUBMIT), next_state(None, Event.SUBMIT_LATER)
         for position in fresh:
             item = items[position]
-            due_at = now.wall + item.delay
             task = Task(
                 first + position,
                 item.type,
@@ -160,9 +160,9 @@ class QueueState:
                 item.key,
                 item.correlation_id,
                 client,
-                now.wall,
-                due_at,
-                next_state(None, Event.SUBMIT_LATER if item.delay > 0 else Event.SUBMIT),
+                wall,
+                wall + item.delay if item.delay else wall,
+                later if item.delay else at_once,
             )
             self.tasks[task.id] = task
             self.figures.entered(task.queue, task.state)
@@ -270,6 +270,7 @@ class QueueState:
         """Take in outcomes; gives the positions of those that are stale."""
         changes = Changes()
         refused = []
+        done = Event.ACK
         for position, report in enumerate(reports):
             task = worker.running.get(report[1])
             if task is None or task.run != report[2]:
@@ -279,7 +280,7 @@ class QueueState:
             if kind == ACK:
                 task.result, task.error = report[3], None
                 self._ended(worker, task, report[4], now, ok=True)
-                self._take_from(worker, task, Event.ACK, now, changes)
+                self._take_from(worker, task, done, now, changes)
             elif kind == NACK:
                 self._nack(worker, task, report, now, changes)
             elif kind == GIVE_BACK:
@@ -318,7 +319,8 @@ class QueueState:
     def _take_from(self, worker: Worker, task: Task, event: Event, now: Moment, changes: Changes) -> None:
         """A run is over: whatever would lead to another attempt ends a task that is to be cancelled."""
         del worker.running[task.id]
-        worker.progress.pop(task.id, None)
+        if worker.progress:
+            worker.progress.pop(task.id, None)
         if task.cancel_requested and next_state(task.state, event) not in FINAL:
             event = Event.CANCELLED
             task.finished_at = now.wall
