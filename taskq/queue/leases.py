@@ -48,8 +48,7 @@ class Worker:
 
     ``expires``: when its leases end. ``attached``: False for one that an earlier run of the manager knew and that has
     not come back yet. ``stopped``: suspended, as its pool sees it. ``spared``: it was given more time since its last
-    heartbeat. ``report``: what its pool said of it in the last
-    heartbeat. ``announced``: (name, description) of its types. ``progress``: (fraction, note) by task, as the task
+    heartbeat. ``report``: what its pool said of it in the last heartbeat. ``announced``: (name, description) of its types. ``progress``: (fraction, note) by task, as the task
     itself said.
     """
 
@@ -154,9 +153,9 @@ class Leases:
     def spare(self, now: float) -> None:
         """Nobody could be heard for a while up to now: each lease gets time for one more heartbeat, but only once."""
         for worker in self.workers.values():
-            if not worker.spared:
+            if not worker.spared and worker.expires < now + self.heartbeat:
                 worker.spared = True
-                worker.expires = max(worker.expires, now + self.heartbeat)
+                worker.expires = now + self.heartbeat
 
     def session(self, incarnation: str, session: int) -> Worker | None:
         """The worker, if this is its current session."""
