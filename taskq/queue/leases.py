@@ -48,8 +48,8 @@ class Worker:
 
     ``expires``: when its leases end. ``attached``: False for one that an earlier run of the manager knew and that has
     not come back yet. ``stopped``: suspended, as its pool sees it. ``spared``: it was given more time since its last
-    heartbeat. ``report``: what its pool said of it in the last heartbeat. ``announced``: (name, description) of its types. ``progress``: (fraction, note) by task, as the task
-    itself said.
+    heartbeat. ``report``: what its pool said of it in the last heartbeat. ``announced``: (name, description) of its
+    types. ``progress``: (fraction, note) by task, as the task itself said.
     """
 
     incarnation: str

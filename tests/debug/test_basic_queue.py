@@ -239,6 +239,22 @@ def test_a_manager_that_was_suspended_waits_for_one_more_heartbeat(make_desk: Ma
     assert desk.state(id) == "scheduled"
 
 
+def test_a_manager_that_is_suspended_again_and_again_forgives_each_time(make_desk: MakeDesk) -> None:
+    """Also when the first heartbeat is heard before the suspension is noticed."""
+    desk = make_desk(lease=30.0)
+    [id] = desk.submit()
+    desk.reserve()
+    for _ in range(3):
+        meant_at = desk.clock.monotonic() + 1.0
+        desk.clock.advance(3600.0)
+        desk.beat()
+        desk.queue.tick(meant_at)
+        meant_at = desk.clock.monotonic() + 1.0
+        desk.clock.advance(3600.0)
+        desk.queue.tick(meant_at)
+        assert desk.state(id) == "running"
+
+
 # -- failures and retries
 
 
