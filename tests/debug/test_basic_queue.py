@@ -82,6 +82,11 @@ class Desk:
     def later(self, seconds: float) -> None:
         """Let time pass, with heartbeats of the worker, so that it keeps its tasks."""
         self.clock.advance(seconds)
+        self.beat()
+        self.queue.tick()
+
+    def beat(self) -> None:
+        """A heartbeat of the worker's pool."""
         pool: Any = {"id": "pool-of-one", "name": "pool", "host": "here", "pid": 1, "local": None}
         child: Any = {
             "incarnation": "one",
@@ -92,7 +97,6 @@ class Desk:
             "running": (),
         }
         self.queue.beat(pool, [child])
-        self.queue.tick()
 
 
 MakeDesk = Callable[..., Desk]
