@@ -1,4 +1,4 @@
-"""What all tests share: the `cluster` fixture, and the check that nothing is left running.
+"""What all tests share: the `cluster` and `here` fixtures, and the check that nothing is left running.
 
 No test touches anything of the user's: the environment is emptied of taskq's variables, and the home and state folders
 are temporary ones. No test uses the default port.
@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster import Cluster
+from here import Here
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +57,16 @@ def _nothing_left() -> Iterator[None]:
 def cluster(tmp_path: Path, _nothing_left: None) -> Iterator[Cluster]:
     """A `Cluster` with nothing in it yet."""
     made = Cluster(tmp_path, tmp_path / "state")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def here(_nothing_left: None) -> Iterator[Here]:
+    """A queue in this process, without workers."""
+    made = Here()
     try:
         yield made
     finally:

@@ -104,10 +104,10 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, after the task that it runs."""
+        """End the thread, after the task that it runs; a reserve that waits is cut off."""
         self._stopping.set()
-        self._thread.join()
         self._remote.close()
+        self._thread.join()
 
     def _run(self) -> None:
         report: tuple[Any, ...] | None = None

@@ -374,46 +374,6 @@ def test_nobody_listens(here: Here) -> None:
         q.submit(sleep, 1)
 
 
-def test_handles_survive_a_restart_of_the_manager(here: Here) -> None:
-    here.worker()
-    q, other = here.client(), here.client()
-    handles = q.map(sleep, [0.01] * 100)
-    foreign = other.handle(handles[-1].id)
-    done: list[TaskHandle[float]] = []
-    threads = [
-        threading.Thread(target=lambda: done.extend(q.as_completed(handles, 60))),
-        threading.Thread(target=lambda: foreign.result(60)),
-    ]
-    for thread in threads:
-        thread.start()
-    wait_until(lambda: any(handle.outcome for handle in handles))
-    here.end()
-    here.begin()
-    more = q.submit(compute, "double", 3)
-    for thread in threads:
-        thread.join()
-    assert len(done) == 100
-    assert foreign.result(0) == 0.01
-    assert more.result(20) == 6
-
-
-def test_result_waits_through_the_managers_absence_until_its_own_timeout(here: Here) -> None:
-    q = here.client(connect_timeout=0.2)
-    handle = q.submit(sleep, 60)
-    other = here.client(connect_timeout=0.2).handle(handle.id)
-    with pytest.raises(TimeoutError):
-        handle.result(0.05)
-    here.end()
-    with pytest.raises(TimeoutError):
-        handle.result(0.2)
-    with pytest.raises(TimeoutError):
-        other.result(0.2)
-    with pytest.raises(errors.ManagerUnavailable):
-        q.submit(sleep, 1)
-    here.begin()
-    assert handle.state() == "pending"
-
-
 def test_a_manager_that_comes_back_on_another_port_is_found_by_its_join_file(here: Here, tmp_path: Path) -> None:
     file = tmp_path / "join.json"
     file.touch(mode=0o600)
@@ -497,20 +457,6 @@ def test_after_an_interrupted_call_another_store_is_noticed(here: Here) -> None:
     here.begin()
     with pytest.raises(errors.StoreChanged):
         handle.result(5)
-
-
-def test_waiting_for_a_manager_that_is_away_is_patient(here: Here) -> None:
-    attempts = []
-
-    def connect() -> RemoteQueue:
-        attempts.append(time.monotonic())
-        return RemoteQueue(here.join)
-
-    here.end()
-    with Client.over(connect) as q, pytest.raises(TimeoutError):
-        q.handle(1).result(1.0)
-    assert len(attempts) < 30
-    here.begin()
 
 
 class LosesReplies(RemoteQueue):
