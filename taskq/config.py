@@ -172,7 +172,14 @@ def state_dir(name: str = "default", path: str | None = None) -> StateDir:
         return StateDir(Path(os.environ["XDG_STATE_HOME"]) / "taskq" / name)
     import platformdirs  # its import costs more than the rest of a small command
 
-    return StateDir(platformdirs.user_state_path("taskq", appauthor=False) / name)
+    try:
+        found = platformdirs.user_state_path("taskq", appauthor=False)
+    except RuntimeError:  # nobody knows where home is
+        found = Path("~")
+    if not found.is_absolute():  # older versions leave the "~" in
+        text = "this user has no home folder to keep the state in"
+        raise ConfigError(text, hint="choose a folder with --state-dir (TASKQ_STATE_DIR)")
+    return StateDir(found / name)
 
 
 def read_key(path: Path) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,18 @@ def test_where_an_instance_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/systemd:{tmp_path}/other")
     assert config.state_dir("night").path == tmp_path / "systemd"
     assert config.state_dir("night", str(tmp_path / "given")).path == tmp_path / "given"
+
+
+def test_a_user_without_a_home_folder_is_told_to_choose_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("XDG_STATE_HOME", "STATE_DIRECTORY", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(ConfigError, match="no home folder") as caught:
+        config.state_dir()
+    assert "--state-dir" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../other", "a/b", "/etc", "-x", "with space", "line\nend", "n" * 101])
