@@ -1,7 +1,7 @@
 """Tasks that leave a trace of every run in files, and what the tests read from these: who ran what, when kills come.
 
-Each worker process appends to a file of its own, one whole line with one `write`, so that a kill -9 loses nothing of
-what had happened before it.
+Each worker process appends to a file of its own, one line with one `write`, so that a kill -9 loses nothing of what had
+happened before it. A line lies within one page of the file: of a longer way the system may do the first part only.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MODULE = "traced"
-LINE = 40
-"""Bytes of one line."""
+LINE = 64
+"""Bytes of one line: a page holds a whole number of them."""
 
 TASKS = '''
 import os
@@ -27,7 +27,7 @@ FILE = os.open(HERE / f"trace-{os.getpid()}", os.O_WRONLY | os.O_APPEND | os.O_C
 def trace(word):
     """One line of fixed length: what happened, and which run of which task this is."""
     me = current_task()
-    os.write(FILE, f"{word:6}{me.id:10}{me.run:18}{me.attempt:5}\\n".encode())
+    os.write(FILE, f"{word:6}{me.id:10}{me.run:18}{me.attempt:5}{'':24}\\n".encode())
 
 
 @task(name="quick")
