@@ -127,6 +127,10 @@ class Storm:
         """Kill any worker process that runs now: of the manager's pool, of an earlier one's, of the attached one."""
         victim = self.rng.choice(wait_until(self._victims, 20.0, "a worker process"))
         with contextlib.suppress(psutil.NoSuchProcess):  # an orphan may leave by itself just now
+            victim.suspend()  # so that nothing begins between the look and the kill
+            if victim not in self._victims():
+                victim.resume()
+                return self.kill_worker(manager_is_there=manager_is_there)
             victim.kill()
             self.kills.append(Kill(victim.pid, time.monotonic(), self.reigns[-1].epoch if manager_is_there else 0))
 
