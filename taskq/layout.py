@@ -6,7 +6,7 @@ A value that is not known (None) is ``-`` everywhere. Nothing that comes out hol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, tzinfo
+from datetime import datetime, timezone, tzinfo
 from typing import NamedTuple
 
 UNKNOWN = "-"
@@ -113,6 +113,17 @@ def time_of_day(text: str | None, zone: tzinfo | None = None) -> str:
     """
     when = moment(text)
     return UNKNOWN if when is None else f"{when.astimezone(zone):%H:%M:%S}"
+
+
+def when(wall: float, now: float, zone: tzinfo | None = None) -> str:
+    """A point in time: of the same day as ``now`` the time, else the date too. Both are wall-clock seconds.
+
+    >>> from datetime import timezone
+    >>> when(1_700_000_000, 1_700_003_600, timezone.utc), when(1_700_000_000, 1_700_010_000, timezone.utc)
+    ('22:13:20', '2023-11-14 22:13')
+    """
+    then, today = (datetime.fromtimestamp(seconds, timezone.utc).astimezone(zone) for seconds in (wall, now))
+    return f"{then:%H:%M:%S}" if then.date() == today.date() else f"{then:%Y-%m-%d %H:%M}"
 
 
 def cut(text: str, width: int) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone, tzinfo
 from typing import Any
 
 from taskq.errors import TaskqError
-from taskq.layout import UNKNOWN, duration, plain, time_of_day
+from taskq.layout import UNKNOWN, duration, plain, when
 from taskq.service import TypeInfo
 from taskq.views import outcome
 from taskq.wire import codec
@@ -91,14 +91,14 @@ _BY_POSITION = 1
 """Kinds of `inspect.Parameter` up to this one can be passed by position."""
 
 
-def list_row(record: Record, zone: tzinfo | None = None) -> tuple[object, ...]:
-    """The cells under `LIST_HEAD`. Times of day are in ``zone`` (None: the machine's own)."""
+def list_row(record: Record, now: float, zone: tzinfo | None = None) -> tuple[object, ...]:
+    """The cells under `LIST_HEAD`, at ``now`` (wall-clock seconds). Times are in ``zone`` (None: the machine's own)."""
     return (
         record["id"],
         record["state"],
         plain(record["type"]),
         plain(record["queue"]),
-        time_of_day(timestamp(record["submitted_at"]), zone),
+        when(record["submitted_at"], now, zone),
         took(record),
         plain(record["worker_name"] or UNKNOWN),
         outcome(record) if record["state"] in ("completed", "failed", "cancelled") else _attempts(record),

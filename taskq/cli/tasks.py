@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from taskq.cli import output as out
 from taskq.cli.options import DURATION, Command, Connection, Group, Integer, common_options, connection_options
 from taskq.cli.output import Output, to_json
+from taskq.clock import SystemClock
 from taskq.errors import ResultExpired, TaskNotFound
 from taskq.queue.task import STATE_BY_LABEL
 from taskq.service import MAX_BATCH
@@ -89,7 +90,8 @@ def list_tasks(
         known = records.by_name(types)
         output.value([records.public(record, known) for record in found])
     elif found:
-        output.table(records.LIST_HEAD, [records.list_row(record) for record in found])
+        now = SystemClock().wall()
+        output.table(records.LIST_HEAD, [records.list_row(record, now) for record in found])
     elif state or type_name or queue_name:
         output.note('no task is like that; "taskq-monitor task list" shows all')
     else:

@@ -559,12 +559,13 @@ def test_unfinished_and_failed_records() -> None:
     error = ("error", "OSError", "no route", 'Traceback:\n  File "x"\nOSError: no route')
     failed = record(state=State.FAILED, failures=4, result=None, error=error)
     assert records.public(failed)["error"] == dict(zip(("kind", "type", "message", "traceback"), error, strict=True))
-    assert records.list_row(failed, timezone.utc) == (
+    now = failed["submitted_at"] + 60
+    assert records.list_row(failed, now, timezone.utc) == (
         *(42, "failed", "compute", "default", "22:13:20", "41ms", "mgr-4188/1", "failed after 4: OSError"),
     )
     waiting = record(state=State.SCHEDULED, failures=1, finished_at=None, worker_name=None, error=error)
-    assert records.list_row(waiting, timezone.utc) == (
-        *(42, "scheduled", "compute", "default", "22:13:20", "-", "-", "failed 1 so far: OSError"),
+    assert records.list_row(waiting, now + 86_400, timezone.utc) == (
+        *(42, "scheduled", "compute", "default", "2023-11-14 22:13", "-", "-", "failed 1 so far: OSError"),
     )
 
 
