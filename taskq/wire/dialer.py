@@ -127,9 +127,7 @@ class Dialer:
                 set_options(sock)
                 set_timeout(sock, socket.SO_SNDTIMEO, remaining)  # `connect` obeys it
                 sock.connect(where)
-                if sock.getsockname() == sock.getpeername():
-                    # A port of this machine at which nobody listens, and which the system chose for our own end too:
-                    # TCP connects us to ourselves, and the manager would find its port taken.
+                if _met_itself(sock):
                     raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
                 set_timeout(sock, socket.SO_SNDTIMEO, FRAME_TIMEOUT)
             except OSError as error:
@@ -165,6 +163,15 @@ class Dialer:
             raise
         channel.limit = MAX_FRAME
         return channel
+
+
+def _met_itself(sock: socket.socket) -> bool:
+    """Whether both ends are this one: a port of this machine at which nobody listens, and which the system chose for
+    our own end too. TCP connects us to ourselves then, and the manager would find its port taken."""
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # the other end has hung up already, as the handshake will find out
+        return False
 
 
 def _authenticate(channel: Channel, address: Address, key: bytes, deadline: float) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -461,6 +462,30 @@ def test_a_connection_to_itself_is_none(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(socket, "socket", Unlucky)
     with pytest.raises(ManagerUnavailable, match="connection refused"):
         RemoteQueue(join_of(address), connect_timeout=1.0).hello()
+
+
+def test_a_peer_that_hangs_up_at_once_has_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first look at the connection."""
+
+    class Late(socket.socket):
+        def connect(self, address: Any) -> None:
+            super().connect(address)
+            wait_until(self.is_reset)
+
+        def is_reset(self) -> bool:
+            try:
+                return not self.getpeername()
+            except OSError:
+                return True
+
+    def reset(sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with listening(reset) as address:
+        monkeypatch.setattr(socket, "socket", Late)
+        with pytest.raises(ManagerUnavailable, match="hangs up"):
+            RemoteQueue(join_of(address), connect_timeout=1.0).hello()
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("host", [_silent, _dropping])
