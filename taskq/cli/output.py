@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import click
 
-from taskq import errors
+from taskq import errors, streams
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -223,13 +223,9 @@ def _discard_output() -> None:
 
 
 def _occupy_standard_streams() -> None:
-    """Put /dev/null where a daemon has closed one of them: else the store or a socket could get its number, and would
-    then receive what is meant for stderr."""
+    """Let streams that a daemon has closed be /dev/null."""
+    streams.occupy()
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  (open as long as we are)
 

@@ -179,4 +179,7 @@ class Channel:
     def close(self) -> None:
         """Give the descriptor back. Only by the thread that uses the channel, or when there is none."""
         self._rest = b""
-        self._sock.close()
+        try:
+            self._sock.close()
+        except OSError:
+            return  # somebody closed the descriptor behind our back, such as a task that closes all there are

@@ -142,6 +142,11 @@ class Attachment:
         except _SESSION_OVER as error:
             self._lose(session, error)
             return ()
+        except TaskqError:
+            raise  # the manager's answer: it gave nothing
+        except BaseException:
+            self._end(session)  # what it gave got lost, and only an attach without it brings that back
+            raise
         for handout in tasks:
             self.held[handout.run] = handout
         if closed and not self._draining:

@@ -117,9 +117,12 @@ def lines(descriptor: int) -> Iterator[str]:
 
     Reads the descriptor itself: a thread that waits inside a buffered file would stop the interpreter from ending.
     """
+    ours = os.fstat(descriptor)
     pending = b""
     while True:
         try:
+            if not os.path.samestat(ours, os.fstat(descriptor)):  # closed by a task, and its number is a connection's
+                return
             chunk = os.read(descriptor, _CHUNK)
         except OSError:  # a task closed it: as good as the end
             return

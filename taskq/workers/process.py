@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from taskq import builtin_tasks, config, logs, registry
+from taskq import builtin_tasks, config, logs, registry, streams
 from taskq.clock import SystemClock
 from taskq.config import Join
 from taskq.errors import AuthenticationFailed, ProtocolMismatch, TaskqError
@@ -92,6 +92,7 @@ class Process:
         return None
 
     def _connect(self) -> RemoteQueue:
+        streams.occupy()  # a task may have closed all descriptors, and log lines must not end up in the connection
         return RemoteQueue(self._join, connect_timeout=self._config.connect_timeout)
 
     def _after_fork(self) -> None:

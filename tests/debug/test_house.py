@@ -20,7 +20,7 @@ PACKAGE = ROOT / "taskq"
 
 # From the ground up; a module may import what stands in its own line or below it.
 LAYERS = (
-    ("errors", "clock", "layout"),
+    ("errors", "clock", "layout", "streams"),
     ("config", "logs"),
     ("queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
     ("service", "signature", "stores.base"),

@@ -111,7 +111,7 @@ class Wire(RemoteQueue):
         if reply.tasks and self.bench.lose_reserves:
             self.bench.lose_reserves -= 1
             self.bench.lost += [(task.id, task.run) for task in reply.tasks]
-            raise ManagerUnavailable("the reply was lost")
+            raise self.bench.how
         return reply
 
     def report(self, incarnation: str, session: int, reports: Sequence[Report]) -> Sequence[int]:
@@ -131,6 +131,7 @@ class Bench:
         self.gate = threading.Event()
         self.attached_with: list[list[tuple[int, int]]] = []
         self.lose_reserves = 0
+        self.how: Exception = ManagerUnavailable("the reply was lost")
         self.lost: list[tuple[int, int]] = []
         self.bad_result: bytes | None = None
         self.seq = 0
@@ -330,7 +331,9 @@ def test_an_orphan_does_not_wait_for_the_manager_for_ever(bench: Bench, monkeypa
 # -- connections that are cut
 
 
-def test_a_reserve_reply_that_got_lost_costs_no_task(bench: Bench) -> None:
+@pytest.mark.parametrize("how", [ManagerUnavailable("the reply was lost"), OSError(9, "surprise"), MemoryError()])
+def test_a_reserve_reply_that_got_lost_costs_no_task(bench: Bench, how: Exception) -> None:
+    bench.how = how
     bench.lose_reserves = 3
     bench.worker(threads=4)
     begin = time.monotonic()

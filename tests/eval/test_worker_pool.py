@@ -233,12 +233,17 @@ def test_a_task_that_ends_its_process_quietly_is_poisoned_too(pools: Pools) -> N
     assert pools.marks("v") == ["begin"] * 3
 
 
-def test_a_task_that_closes_all_descriptors_does_not_stop_the_pool(pools: Pools) -> None:
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_task_that_closes_all_descriptors_does_not_stop_the_pool(pools: Pools, threads: int) -> None:
     pools.begin()
-    pools.pool(workers=1)
+    pools.pool(workers=1, threads=threads)
     pools.submit("close_everything", "c")
     pools.until_running("c")
     pools.until("completed", *[pools.submit("nap", f"after{n}", 0.0) for n in range(3)], timeout=30)
+    if threads == 1 and sys.platform == "linux":  # what is written to stderr must not end up in a connection
+        [worker] = pools.cluster.worker_processes()
+        standard = [Path(f"/proc/{worker.pid}/fd/{number}") for number in range(3)]
+        assert {str(stream.readlink()) for stream in standard} == {"/dev/null"}
 
 
 def test_what_a_task_prints_goes_to_stderr_and_its_programs_do_not_read_from_the_pool(pools: Pools) -> None:
