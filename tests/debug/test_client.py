@@ -220,7 +220,7 @@ def test_any_task_by_its_id(here: Here) -> None:
 
 def test_waiting_by_id_for_more_than_a_batch(here: Here) -> None:
     mine, yours = here.client(), here.client()
-    handles = mine.map(sleep, [0.0] * (MAX_BATCH + 10))
+    handles = mine.map(compute, ["double"] * (MAX_BATCH + 10), range(MAX_BATCH + 10))
     others = [yours.handle(handle.id) for handle in handles]
     here.worker()
     assert len(list(yours.as_completed(others, 60))) == len(others)

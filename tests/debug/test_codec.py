@@ -51,7 +51,7 @@ class Name(str):
 # -- payloads
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(PAYLOADS)
 def test_a_payload_comes_back_as_it_went(value: Any) -> None:
     back = decode(encode(value))
@@ -171,6 +171,7 @@ def test_bad_payloads_are_malformed(data: bytes) -> None:
 # -- frames
 
 
+@settings(max_examples=40)
 @given(FRAMES)
 def test_a_frame_comes_back_with_tuples(value: Any) -> None:
     assert repr(unpack(pack(value))) == repr(value)
@@ -211,7 +212,7 @@ def test_bad_frames_are_malformed(data: bytes) -> None:
         unpack(data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.binary(max_size=400))
 def test_any_bytes_give_a_value_or_malformed(data: bytes) -> None:
     for read in (unpack, decode, decode_arguments):
@@ -221,7 +222,7 @@ def test_any_bytes_give_a_value_or_malformed(data: bytes) -> None:
             continue
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(PAYLOADS, st.data())
 def test_damaged_bytes_give_a_value_or_malformed(value: Any, data: st.DataObject) -> None:
     good = encode(value)
@@ -281,6 +282,7 @@ def _values(value: Any) -> int:
     return 1
 
 
+@settings(max_examples=40)
 @given(FRAMES)
 def test_the_count_of_values_is_exact(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -154,5 +154,5 @@ class JobQueueWalk(RuleBasedStateMachine):
 
 TestJobQueueWalk = JobQueueWalk.TestCase
 TestJobQueueWalk.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -389,7 +389,7 @@ class QueueWalk(RuleBasedStateMachine):
 
 TestQueueWalk = QueueWalk.TestCase
 TestQueueWalk.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=70, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
