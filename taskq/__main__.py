@@ -1,6 +1,6 @@
-"""``python -m taskq manager | worker | submit | monitor``, also installed as the command ``taskq``.
+"""``python -m taskq manager | worker | submit | monitor | bench``, also installed as the command ``taskq``.
 
-Each subcommand is the very command ``taskq-…``; its module is imported only when it is asked for.
+Each subcommand but ``bench`` is the very command ``taskq-…``; its module is imported only when it is asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "worker": "Run more workers for a manager, on this machine or another.",
     "submit": "Submit tasks.",
     "monitor": "See what the queue does; list, show and cancel tasks.",
+    "bench": "Measure how fast it is here.",
 }
 
 

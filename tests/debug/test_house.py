@@ -28,16 +28,17 @@ LAYERS = (
     ("queue.job_queue", "stores.*", "wire.*"),
     ("pauses", "reconnecting", "feed", "results", "catalog", "client", "workers.*", "builtin_tasks"),
     ("views", "records", "entries", "submit", "monitor", "local_pool", "manager"),
+    ("bench.*",),
     ("cli.*",),
     ("__main__",),
 )
 
 ONLY_IN = {
     "msgpack": ["wire.*"],
-    "multiprocessing": ["wire.*"],
+    "multiprocessing": ["wire.*", "bench.floors"],
     "click": ["cli.*", "__main__"],
-    "sqlite3": ["stores.sqlite", "stores.schema", "stores.disk"],
-    "psutil": ["workers.*", "monitor", "manager"],
+    "sqlite3": ["stores.sqlite", "stores.schema", "stores.disk", "bench.floors"],
+    "psutil": ["workers.*", "monitor", "manager", "bench.*"],
     "rich": ["monitor", "views", "cli.monitor"],
 }
 
@@ -45,7 +46,7 @@ PURE = (
     *("queue.task", "queue.lifecycle", "queue.retry", "queue.ready", "queue.schedule", "queue.state", "queue.leases"),
     *("queue.admission", "queue.announced", "queue.changes", "queue.check", "queue.idempotency", "queue.limits"),
     *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec"),
-    *("layout", "records", "views"),
+    *("layout", "records", "views", "bench.figures"),
 )
 IMPURE = {"threading", "time", "random", "secrets", "logging", "socket", "os", "pathlib", "io", "uuid", "subprocess"}
 

@@ -1,0 +1,1 @@
+"""``taskq bench``: how fast taskq is on this machine, measured with the public client and ordinary tasks."""
