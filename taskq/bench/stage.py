@@ -66,8 +66,7 @@ class Stage:
     def __enter__(self) -> Stage:
         try:
             if self.owned:
-                manager = self._start("manager", *self._arguments, "--state-dir", str(self.folder / "state"))
-                self._until_ready(manager)
+                self._start_manager()
         except BaseException:
             self.stop()
             raise
@@ -98,6 +97,21 @@ class Stage:
     def _start(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
         with self._log(command).open("ab") as log:
             return self.start("taskq", command, *arguments, stdout=log, stderr=log)
+
+    def _start_manager(self) -> None:
+        self._manager = self._start("manager", *self._arguments, "--state-dir", str(self.join.parent))
+        self._until_ready(self._manager)
+
+    def restart(self) -> float:
+        """Stop the manager and start it again with the same store; gives the seconds from its start until it is ready.
+
+        Its connections are lost: a `client` finds it again, a `service` does not.
+        """
+        self.end(self._manager)
+        self.join.unlink()  # the next one writes it when it answers
+        started = time.perf_counter()
+        self._start_manager()
+        return time.perf_counter() - started
 
     def _log(self, command: str) -> Path:
         return self.folder / f"{command}.log"

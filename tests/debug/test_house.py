@@ -35,7 +35,7 @@ LAYERS = (
 
 ONLY_IN = {
     "msgpack": ["wire.*"],
-    "multiprocessing": ["wire.*", "bench.floors"],
+    "multiprocessing": ["wire.*", "bench.floors", "bench.plain"],
     "click": ["cli.*", "__main__"],
     "sqlite3": ["stores.sqlite", "stores.schema", "stores.disk", "bench.floors"],
     "psutil": ["workers.*", "monitor", "manager", "bench.*"],
