@@ -20,21 +20,19 @@ from weakref import WeakSet
 from taskq import config
 from taskq.catalog import Catalog, Offer
 from taskq.config import Join, find_join, state_dir
-from taskq.errors import BadArguments, ConfigError, PayloadTooLarge, TaskqError
+from taskq.errors import BadArguments, ConfigError, PayloadTooLarge
 from taskq.feed import Feed
+from taskq.pipeline import Pipeline
 from taskq.queue.task import NewTask
 from taskq.reconnecting import Reconnecting
-from taskq.registry import Options, Prepared, TaskType, current_task
+from taskq.registry import Options, Prepared, TaskType, correlation_id
 from taskq.results import Results, TaskHandle
-from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Connection, Hello, QueueService, Types
+from taskq.service import Connection, Hello, QueueService, Types
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-ITEM_BYTES = 64
-"""About what a task adds to a message beside its payload."""
 
 _log = logging.getLogger("taskq.client")
 _PLAIN = Options()
@@ -152,7 +150,7 @@ class Client:
         `KeyConflict`, and the errors of the way to the manager.
         """
         offer, options = self.resolve(target)
-        item = self.prepare(offer, options, args, kwargs, _correlation_id())
+        item = self.prepare(offer, options, args, kwargs, correlation_id())
         (handle,) = self.send([item])
         return handle
 
@@ -167,21 +165,23 @@ class Client:
     ) -> list[TaskHandle[Any]]:
         """Submit a task for each item of the iterables (for each tuple of items, like `map`); their handles, in order.
 
-        Sent in batches. Raises as `submit` does; then ``details["ids"]`` of the error are those accepted before.
+        Sent in batches, as by `pipeline`: what it says of errors holds here too.
         """
         offer, options = self.resolve(target)
         if options.key is not None:
             raise BadArguments("a key stands for one task: map cannot give the same one to many")
-        correlation_id = _correlation_id()
-        handles: list[TaskHandle[Any]] = []
-        try:
-            items = (self.prepare(offer, options, args, {}, correlation_id) for args in zip(*iterables))  # noqa: B905
-            for batch in batches(items):
-                handles += self.send(batch)
-        except TaskqError as error:
-            error.details["ids"] = [handle.id for handle in handles]
-            raise
-        return handles
+        shared = correlation_id()
+        with self.pipeline() as pipeline:
+            return [pipeline.add(offer, options, args, {}, shared) for args in zip(*iterables)]  # noqa: B905
+
+    def pipeline(self) -> Pipeline:
+        """Submit many tasks of any types: ``with q.pipeline() as p:``, and `Pipeline.submit` in the block.
+
+        They are sent in batches while the block goes on; all are on disk when it is left. If it is left by an error,
+        its own or one of a batch, then whole batches made before may be accepted, and nothing after them is:
+        ``details["ids"]`` of a `TaskqError` are the tasks that were.
+        """
+        return Pipeline(self)
 
     def resolve(self, target: TaskType[..., Any] | Prepared[..., Any] | str) -> tuple[Offer, Options]:
         """The type that ``target`` stands for, and this submit's options. Raises `UnknownTaskType`, `BadArguments`."""
@@ -207,6 +207,16 @@ class Client:
 
     def send(self, items: Sequence[NewTask]) -> list[TaskHandle[Any]]:
         """Submit prepared tasks in one call, all or none; at most `MAX_BATCH`. Raises as `submit` does."""
+        handles = [self.new_handle() for _ in items]
+        self.confirm(items, handles)
+        return handles
+
+    def new_handle(self) -> TaskHandle[Any]:
+        """A handle of a task that is not sent yet."""
+        return TaskHandle(self._results, None, 0, own=True)
+
+    def confirm(self, items: Sequence[NewTask], handles: Sequence[TaskHandle[Any]]) -> None:
+        """Do as `send`; the ids go into ``handles``."""
         with self._feed.submitting() as ticket:
             with self._submitting:  # so that the numbers of the calls reach the manager in order
                 self._seq += 1
@@ -214,15 +224,13 @@ class Client:
                 reply, store = self._manager.call(
                     lambda queue: (queue.submit(self.id, seq, items), self.hello()["store_id"]), self._patience
                 )  # both of one connection: the next may lead to another store
-            handles: list[TaskHandle[Any]] = [TaskHandle(self._results, id, store, own=True) for id in reply.ids]
-            for position in reply.existing:  # perhaps another client's: then our feed has no news of it
-                handles[position] = self.handle(reply.ids[position])
-                handles[position].store = store
+            existing = set(reply.existing)  # perhaps another client's: then our feed has no news of them
+            for position, (handle, id) in enumerate(zip(handles, reply.ids, strict=True)):
+                handle.accepted(id, store, position not in existing)
             own = [handle for handle in handles if handle.own]
             doubtful = self._feed.register(ticket, own)
         if doubtful:
             self._feed.settle(self._results.ask(own))
-        return handles
 
     def resume(self, client: int) -> None:
         """Before anything was submitted: be this client again. The same calls in the same order give the same ids."""
@@ -297,28 +305,8 @@ def make_item(offer: Offer, options: Options, payload: bytes, correlation_id: st
     )
 
 
-def batches(items: Iterable[NewTask]) -> Iterator[list[NewTask]]:
-    """Cut items into batches of what one call may hold; one larger item travels alone."""
-    batch: list[NewTask] = []
-    size = 0
-    for item in items:
-        length = len(item.payload) + ITEM_BYTES
-        if batch and (len(batch) >= MAX_BATCH or size + length > MAX_BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += length
-    if batch:
-        yield batch
-
-
 def _ask_types(queue: QueueService) -> Types:
     return queue.types()
-
-
-def _correlation_id() -> str:
-    """That of the task that submits, else a new one."""
-    return current_task().correlation_id or os.urandom(6).hex()
 
 
 def _find(

@@ -35,16 +35,32 @@ SETTLED = frozenset(state.label for state in FINAL) | {"unknown"}
 class Slot:
     """A place for the outcome of one task. ``store``: the store that gave the id.
 
-    ``own``: the task is this client's, so that the feed tells of it.
+    ``own``: the task is this client's, so that the feed tells of it. Until it is submitted it has no id and no store.
     """
 
-    __slots__ = ("__weakref__", "id", "outcome", "own", "store")
+    __slots__ = ("__weakref__", "_id", "outcome", "own", "store")
 
-    def __init__(self, id: int, store: int, own: bool) -> None:
-        self.id = id
+    def __init__(self, id: int | None, store: int, own: bool) -> None:
+        self._id = id
         self.store = store
         self.own = own
         self.outcome: Outcome | None = None
+
+    @property
+    def id(self) -> int:
+        """The task's id. Raises `TaskqError` for one of a `Pipeline` that is not known to be on disk."""
+        if self._id is None:
+            raise TaskqError(
+                "this task has no id: it is not known to be accepted",
+                hint="leave the block of its pipeline first; if that raises an error, the task was not confirmed",
+            )
+        return self._id
+
+    def accepted(self, id: int, store: int, own: bool) -> None:
+        """The manager gave the task its id. Not ``own``: another submit with its key came before this one."""
+        self._id = id
+        self.store = store
+        self.own = own
 
 
 class Ticket:

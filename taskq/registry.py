@@ -353,3 +353,8 @@ def current_task() -> TaskContext:
     """The task that runs in this thread. Outside of one its id is 0 and progress goes nowhere, so that a plain call of
     a task's function works."""
     return CURRENT.get()
+
+
+def correlation_id() -> str:
+    """For a task that is submitted now: that of the task that submits it, else a new one."""
+    return CURRENT.get().correlation_id or os.urandom(6).hex()

@@ -36,12 +36,12 @@ class TaskHandle(Slot, Generic[R]):
 
     __slots__ = ("_results",)
 
-    def __init__(self, results: Results, id: int, store: int, own: bool) -> None:
+    def __init__(self, results: Results, id: int | None, store: int, own: bool) -> None:
         super().__init__(id, store, own)
         self._results = results
 
     def __repr__(self) -> str:
-        return f"<TaskHandle {self.id}{' ' + self.outcome.state if self.outcome else ''}>"
+        return f"<TaskHandle {self._id or 'without id'}{' ' + self.outcome.state if self.outcome else ''}>"
 
     def is_of(self, results: Results) -> bool:
         """Whether the feed behind these results tells of the task."""
@@ -143,7 +143,7 @@ class Results:
     def state(self, slot: Slot) -> str:
         """The label of the task's state now. Raises `TaskNotFound`."""
         if slot.outcome is None:
-            self._refuse_if_disowned()
+            self._refuse_unusable(slot)
             (outcome,) = self.ask([slot])
             if outcome.state not in SETTLED:
                 return outcome.state
@@ -152,7 +152,7 @@ class Results:
 
     def cancel(self, slot: Slot) -> bool:
         """Cancel the task; True when it will not run. Raises `TaskNotFound`."""
-        self._refuse_if_disowned()
+        self._refuse_unusable(slot)
         (state,) = self._manager.call(lambda queue: queue.cancel([slot.id]), self._patience)
         self._check(slot)
         if state == "unknown":
@@ -162,7 +162,7 @@ class Results:
     def outcome(self, slot: Slot, timeout: float | None) -> Outcome:
         """The outcome of a completed or failed task; waits for it. Raises what `TaskHandle.result` says."""
         if slot.outcome is None:
-            self._refuse_if_disowned()
+            self._refuse_unusable(slot)
             settled = self._feed.wait(slot, timeout) if slot.own else self.wait_any([slot], timeout)
             if not settled:
                 raise TimeoutError(f"task {slot.id} has not finished within {timeout:g} s")
@@ -175,7 +175,7 @@ class Results:
         """The encoded result of a completed task, fetched if it was too large for the news. Raises `ResultExpired`."""
         outcome = _found(slot)
         if outcome.result is None:
-            self._refuse_if_disowned()
+            self._refuse_unusable(slot)
             with suppress(TaskNotFound):  # it was purged since: the same as a result that is gone
                 outcome = self._manager.call(lambda queue: queue.result(slot.id), self._patience)
             self._check(slot)
@@ -254,11 +254,13 @@ class Results:
         self._disowned = True
         self._forgotten.detach()  # it would end the parent's connections
 
-    def _refuse_if_disowned(self) -> None:
+    def _refuse_unusable(self, slot: Slot) -> None:
+        """Raise for the handle of a task that is not accepted yet, or of the process that this one was forked from."""
         if self._disowned:
             raise TaskqError(
                 "this handle was made before this process was forked", hint="Client.handle(id) makes one of its own"
             )
+        slot.id  # noqa: B018  (raises where there is none)
 
     @contextmanager
     def _borrowed(self) -> Iterator[Reconnecting]:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from taskq.catalog import Offer
-from taskq.client import Client, batches
+from taskq.client import Client
 from taskq.clock import SystemClock
 from taskq.config import write_private
 from taskq.entries import BadEntry, Entry
 from taskq.errors import BadArguments, NotEncodable, PayloadTooLarge, TaskqError, UnknownTaskType
+from taskq.pipeline import batches
 from taskq.queue.task import NewTask
 from taskq.reconnecting import PASSING
 from taskq.registry import named

@@ -1,4 +1,4 @@
-"""Many tasks at once: from Python with ``map``, and from a file with ``taskq-submit``.
+"""Many tasks at once: from Python with a pipeline or ``map``, and from a file with ``taskq-submit``.
 
 With a manager running::
 
@@ -27,7 +27,8 @@ def write_lines(count: int) -> None:
 def submit(count: int) -> None:
     """Submit the tasks and wait until all have finished."""
     with Client() as q:
-        handles = q.map("compute", ["double"] * count, range(count))
+        with q.pipeline() as p:  # here the same as: handles = q.map("compute", ["double"] * count, range(count))
+            handles = [p.submit("compute", operation="double", value=number) for number in range(count)]
         print(f"{count:,} tasks accepted, from {handles[0].id} to {handles[-1].id}")
         for number, _ in enumerate(q.as_completed(handles, timeout=300), 1):
             if number % max(1, count // 4) == 0:

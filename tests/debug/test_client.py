@@ -23,8 +23,9 @@ from here import Here
 
 from taskq import errors, registry
 from taskq.builtin_tasks import compute, fail, http_request, sleep
-from taskq.client import Client, batches
+from taskq.client import Client
 from taskq.config import Address, Join
+from taskq.pipeline import batches
 from taskq.queue.task import NewTask
 from taskq.registry import current_task, named, task
 from taskq.results import RemoteTraceback, TaskHandle

@@ -26,7 +26,7 @@ LAYERS = (
     ("service", "signature", "stores.base"),
     ("registry", "queue.*", "addresses"),
     ("queue.job_queue", "stores.*", "wire.*"),
-    ("pauses", "reconnecting", "feed", "results", "catalog", "client", "workers.*", "builtin_tasks"),
+    ("pauses", "reconnecting", "feed", "results", "catalog", "pipeline", "client", "workers.*", "builtin_tasks"),
     ("views", "records", "entries", "submit", "monitor", "local_pool", "manager"),
     ("bench.*",),
     ("cli.*",),

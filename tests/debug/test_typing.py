@@ -66,6 +66,16 @@ with Client() as q:
     q.map(plain, [1])  # error
     q.map(add.options(queue="x"), [1])
     q.map("compute", ["double"], [1])
+    with q.pipeline() as p:
+        piped: TaskHandle[int] = p.submit(add, 2, y=3)
+        p.submit(fetch.options(priority=9), "https://…", tries=2)
+        p.submit("compute", operation="double", value=21)
+        p.submit(named("compute", queue="fast"), operation="double", value=21)
+        p.submit(add, "1")  # error
+        p.submit(add)  # error
+        p.submit(fetch.options(priority=9), 7)  # error
+        p.submit(plain, 1)  # error
+        lines: TaskHandle[str] = p.submit(add, 1)  # error
     done: Iterator[TaskHandle[int]] = q.as_completed(many, timeout=5)
     for one in q.as_completed(many):
         i: int = one.result()
