@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from taskq.bench.stage import READY
+from taskq.bench.stage import READY, client_of
 from taskq.bench.tasks import noop
-from taskq.client import Client
 from taskq.config import read_join
 from taskq.errors import TaskqError
 from taskq.service import ChildInfo, PoolInfo, WorkerInfo
@@ -109,7 +108,7 @@ class Waiters:
 
 def submit(join: Path, threads: int, seconds: float, until: Callable[[], object], ready: Callable[[], None]) -> int:
     """Submit tasks one a call from several threads, each with a client, for so many seconds; gives their number."""
-    clients = [Client(join=join, connect_timeout=30.0) for _ in range(threads)]
+    clients = [client_of(join) for _ in range(threads)]
     for client in clients:
         client.submit(noop)
     ready()

@@ -184,9 +184,7 @@ class Stage:
 
     def client(self) -> Client:
         """A client, closed at the end."""
-        client = Client(join=str(self.join), connect_timeout=START_TIMEOUT)
-        self._closing.callback(client.close)
-        return client
+        return self._closing.enter_context(client_of(self.join))
 
     def service(self) -> RemoteQueue:
         """A connection with the bare verbs, closed at the end."""
@@ -226,6 +224,15 @@ class Stage:
         for process in reversed(list(self._running)):
             self.end(process)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def client_of(join: Path) -> Client:
+    """A client that does not mind that there are no workers yet, and takes its time to connect."""
+
+    def connect() -> RemoteQueue:
+        return RemoteQueue(read_join(join), connect_timeout=START_TIMEOUT)
+
+    return Client.over(connect, patience=START_TIMEOUT, warn=lambda text: None)
 
 
 def _role(process: psutil.Process) -> Role | None:
