@@ -50,7 +50,7 @@ AFTER_DRAIN = 10.0
 """Seconds that a drained pool has, over its own drain timeout, before it is killed."""
 HARD_STOP = 3.0
 """Seconds that it has when it was told to stop at once."""
-SIGNAL_WAIT = 0.5
+SIGNAL_WAIT = 1.0
 """Seconds for which the main thread waits at most without a look at signals: the system may give a signal to another
 thread (it does after SIGSTOP and SIGCONT), and then it does not end the wait of this one."""
 SAY_WHAT_RUNS = 5.0

@@ -148,14 +148,13 @@ def purged(settings: Settings) -> list[Row]:
     live = _live_bytes(settings)
     for run in range(settings.runs):
         settings.say(f"P14: run {run + 1} of {settings.runs}")
-        with settings.stage(workers=0) as stage:
-            client = stage.client()
-            _come(client, settings.count(CAME))
-            probe = Probe(client, stage.service())
+        with settings.stage(workers=0, options=("--max-pending", str(2 * settings.count(CAME)))) as stage:
+            _come(stage.client(), settings.count(CAME))
+            probe = Probe(stage.client(), stage.service())
             pool = stage.pool()
             probe.until(completed(settings.count(CAME)))
             running.append(_worst(probe))
-            purging.append(_worst(_purge(stage, client)))
+            purging.append(_worst(_purge(stage)))
             stage.end(pool)
             files.append(_settled_size(stage))
             logs.append(_sizes(stage)[1])
@@ -187,9 +186,9 @@ def _live_bytes(settings: Settings) -> int:
         return int(_sizes(stage)[0] * MIB)
 
 
-def _purge(stage: Stage, client: Client) -> Probe:
+def _purge(stage: Stage) -> Probe:
     """Purge all that is completed, while a client makes small calls."""
-    probe = Probe(client, stage.service())
+    probe = Probe(stage.client(), stage.service())
     ended = threading.Event()
 
     def purge() -> None:

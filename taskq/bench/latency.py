@@ -128,10 +128,11 @@ def beside_a_drain(settings: Settings) -> list[Row]:
 
 
 def _probe_a_drain(stage: Stage, count: int) -> Probe:
-    client, queue = stage.client(), stage.service()
+    queue = stage.service()
     before = int(queue.snapshot()["totals"]["completed"])
-    client.map(noop, range(count))
-    probe = Probe(client, queue)
+    stage.client().map(noop, range(count))
+    probe = Probe(stage.client(), queue)
+    probe.client.submit(noop)  # connects
     pool = stage.pool(wait=False)
     stage.until_completed(queue, before + count // 100)
     probe.until(completed(before + count))

@@ -21,8 +21,9 @@ from taskq.errors import BadArguments, Malformed, ManagerUnavailable, StaleRun, 
 from taskq.pauses import Pauses
 from taskq.service import ChildInfo, Connection, PoolInfo
 
-LOOK = 1.0
-"""Seconds between two questions whether the manager is there."""
+LOOK = 2.0
+"""Seconds between two questions whether the manager is there. Each wakes a thread here twice, for the question and for
+the answer; a pool that has nothing to do wakes nobody more often than once a second."""
 
 _log = logging.getLogger(__name__)
 

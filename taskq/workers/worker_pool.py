@@ -52,7 +52,7 @@ AWAY_LIMIT = 60.0
 GOODBYE = 5.0
 """Seconds for the last words to the manager."""
 
-SIGNAL_WAIT = 0.5
+SIGNAL_WAIT = 1.0
 """Seconds for which the loop waits at most without a look at signals: the system may give a signal to another thread
 (it does after SIGSTOP and SIGCONT), and then it does not end the wait of this one."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
