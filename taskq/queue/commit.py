@@ -86,9 +86,7 @@ class GroupCommit:
 
     def add(self, tasks: Iterable[Task]) -> int:
         """Records have changed; gives the mark to wait for."""
-        unwritten = self._unwritten.tasks
-        for task in tasks:
-            unwritten[task.id] = task
+        self._unwritten.tasks.update((task.id, task) for task in tasks)
         self._mark += 1
         return self._mark
 

@@ -199,8 +199,7 @@ class QueueCore:
         return worker.may_reserve(self._clock.monotonic(), self._state.leases.heartbeat)
 
     def _settled(self, final: list[Task]) -> None:
-        for task in final:
-            self._state.forget(task)
+        self._state.forget(final)
         self._feeds.publish(final)
 
     def _write_out(self) -> None:

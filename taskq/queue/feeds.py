@@ -102,6 +102,8 @@ class Feeds:
 
     def publish(self, tasks: Iterable[Task]) -> None:
         """These tasks are final, and on disk."""
+        if not self._feeds and not self._watched:
+            return
         news = set()
         for task in tasks:
             feed = self._feeds.get(task.client)

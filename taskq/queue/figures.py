@@ -6,17 +6,21 @@ Everything is counted when it happens, so that a snapshot costs the same with te
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from taskq.queue.meters import WINDOW, Distribution, Rate, bucket_of
-from taskq.queue.task import FAILED, FINAL, PENDING, RUNNING, SCHEDULED, State, Task
+from taskq.queue.task import COMPLETED, FAILED, FINAL, PENDING, RUNNING, SCHEDULED, State, Task
 
 QUEUES_KEPT = 1_000
 """With more queues than these, those without tasks are forgotten."""
 RECENT = 10
 RECENT_FAILURES = 20
 
+_queue = attrgetter("queue")
+_place = attrgetter("queue", "type")
 _TOTAL = {state: state.label for state in FINAL}
 TOTALS = ("submitted", "completed", "failed", "retried", "cancelled")
 
@@ -109,23 +113,34 @@ class Figures:
 
     def handed_out(self, tasks: Iterable[Task], now: float, wall: float) -> None:
         """Pending tasks began to run, at ``now`` (monotonic) and ``wall`` seconds."""
-        for task in tasks:
-            figures = self.queues[task.queue]
-            figures.counts[PENDING] -= 1
-            figures.counts[RUNNING] += 1
-            waited = wall - task.due_at
-            figures.wait_s.add(bucket_of(waited) if waited > 0 else 0, now)
+        for queue, group in groupby(tasks, _queue):
+            figures = self.queues[queue]
+            buckets = [bucket_of(max(0.0, wall - task.due_at)) for task in group]
+            figures.counts[PENDING] -= len(buckets)
+            figures.counts[RUNNING] += len(buckets)
+            figures.wait_s.add(buckets, now)
 
-    def ended(self, task: Task, ran: float, now: float, *, ok: bool) -> None:
-        """An attempt ended after ``ran`` seconds."""
+    def completed(self, tasks: Sequence[Task], ran: Iterable[float], now: float) -> None:
+        """Running tasks completed, after so many seconds each."""
+        times = iter(ran)
+        for (queue, type), group in groupby(tasks, _place):
+            buckets = [bucket_of(next(times)) for _ in group]
+            figures, kind = self.queues[queue], self.types[type]
+            figures.run_s.add(buckets, now)
+            kind.run_s.add(buckets, now)
+            figures.counts[RUNNING] -= len(buckets)
+            figures.done.add(len(buckets), now)
+            kind.completed += len(buckets)
+        self.final[COMPLETED] += len(tasks)
+        self.totals[_TOTAL[COMPLETED]] += len(tasks)
+        self.recent.extend(tasks[-RECENT:])
+
+    def failed(self, task: Task, ran: float, now: float) -> None:
+        """An attempt failed after ``ran`` seconds."""
         queue = self.queues[task.queue]
         kind = self.types[task.type]
         bucket = bucket_of(ran)
-        queue.run_s.add(bucket, now)
-        kind.run_s.add(bucket, now)
-        if ok:
-            kind.completed += 1
-            queue.done.add(1, now)
-        else:
-            kind.failed += 1
-            queue.failed.add(1, now)
+        queue.run_s.add((bucket,), now)
+        kind.run_s.add((bucket,), now)
+        kind.failed += 1
+        queue.failed.add(1, now)

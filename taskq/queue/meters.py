@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 WINDOW = 10
 """Seconds over which rates are taken."""
@@ -61,19 +62,21 @@ class Distribution:
         self._before: dict[int, int] = {}
         self._since = 0.0
 
-    def add(self, bucket: int, now: float) -> None:
-        """Count one duration, as `bucket_of` gave it, at ``now`` (monotonic seconds)."""
+    def add(self, buckets: Iterable[int], now: float) -> None:
+        """Count durations, as `bucket_of` gave them, at ``now`` (monotonic seconds)."""
         if now - self._since > SPAN:
             self._before = self._now if now - self._since < 2 * SPAN else {}
             self._now = {}
             self._since = now
-        self._now[bucket] = self._now.get(bucket, 0) + 1
+        counts = self._now
+        for bucket in buckets:
+            counts[bucket] = counts.get(bucket, 0) + 1
 
     def percentiles(self, now: float) -> dict[str, float | None]:
         """``p50``, ``p95`` and ``p99`` in seconds, None when nothing was counted lately.
 
         >>> spread = Distribution()
-        >>> for _ in range(100): spread.add(bucket_of(0.010), 1.0)
+        >>> for _ in range(100): spread.add([bucket_of(0.010)], 1.0)
         >>> 0.009 < spread.percentiles(2.0)["p95"] < 0.012
         True
         """

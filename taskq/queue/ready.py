@@ -15,13 +15,18 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
-from itertools import chain
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from math import inf
+from operator import attrgetter
 
 from taskq.queue.task import PENDING, Task
 
 SPARE = 1_000
 """Stale entries that are not worth a rebuilding."""
+
+_place = attrgetter("queue", "type")
+_priority = attrgetter("priority")
 
 
 class Lane:
@@ -43,6 +48,10 @@ class Lane:
         else:
             heapq.heappush(self._late, (task.id, task.run, task))
 
+    def extend(self, tasks: Sequence[Task]) -> None:
+        """Add tasks whose ids rise and are higher than all that were given before."""
+        self._line.extend(tasks)
+
     def head(self) -> Task | None:
         """The next task, without taking it; stale entries before it are dropped."""
         while self._line and self._line[0].state is not PENDING:
@@ -53,12 +62,21 @@ class Lane:
             return self._late[0][2]
         return self._line[0] if self._line else None
 
-    def drop_head(self) -> None:
-        """Take away what `head` gave just now."""
-        if self._late and (not self._line or self._late[0][0] < self._line[0].id):
-            heapq.heappop(self._late)
-        else:
-            self._line.popleft()
+    def take(self, limit: int, below: float) -> list[Task]:
+        """Take up to ``limit`` tasks with ids under ``below``."""
+        taken: list[Task] = []
+        line = self._line
+        while len(taken) < limit and (task := self.head()) is not None and task.id < below:
+            if not line or task is not line[0]:
+                heapq.heappop(self._late)
+                taken.append(task)
+                continue
+            last = min(below, self._late[0][0]) if self._late else below
+            while line and len(taken) < limit and line[0].id < last:
+                task = line.popleft()
+                if task.state is PENDING:
+                    taken.append(task)
+        return taken
 
     def tidy(self) -> None:
         """Drop all stale entries."""
@@ -99,6 +117,15 @@ class Shelf:
             lane = self._add(task.priority, Lane())
         lane.push(task)
 
+    def extend(self, tasks: Iterable[Task]) -> int:
+        """Add pending tasks whose ids rise and are higher than all that were given before; gives their number."""
+        before = self.pending
+        for priority, group in groupby(tasks, _priority):
+            run = list(group)
+            self.pending += len(run)
+            (self._lanes.get(priority) or self._add(priority, Lane())).extend(run)
+        return self.pending - before
+
     def _add(self, priority: int, lane: Lane) -> Lane:
         self._lanes[priority] = lane
         insort(self._order, -priority)
@@ -113,9 +140,12 @@ class Shelf:
             del self._lanes[-self._order.pop(0)]
         return None
 
-    def drop_head(self) -> None:
-        """Take away what `head` gave just now."""
-        self._lanes[-self._order[0]].drop_head()
+    def take(self, limit: int, before: tuple[float, float]) -> list[Task]:
+        """Take up to ``limit`` tasks of the lane that `head` looked at, which come before (negated priority, id)."""
+        priority, id = before
+        taken = self._lanes[-self._order[0]].take(limit, inf if self._order[0] < priority else id)
+        self.pending -= len(taken)
+        return taken
 
     def heads(self) -> Iterator[Task]:
         """The next task of each lane."""
@@ -163,6 +193,13 @@ class Ready:
         shelf.pending += 1
         shelf.push(task)
 
+    def extend(self, tasks: Iterable[Task]) -> dict[tuple[str, str], int]:
+        """Add pending tasks whose ids rise and are higher than all given before; how many, by (queue, type)."""
+        counts: dict[tuple[str, str], int] = {}
+        for place, group in groupby(tasks, _place):
+            counts[place] = counts.get(place, 0) + self.shelf(*place).extend(group)
+        return counts
+
     def gone(self, task: Task) -> None:
         """A task that was here is no longer pending, and was not taken by `take`."""
         shelf = self.shelves[task.queue, task.type]
@@ -184,17 +221,10 @@ class Ready:
         heads.sort(key=lambda entry: entry[:2])
         taken: list[Task] = []
         while heads and len(taken) < limit:
-            _, _, task, shelf = heads[0]
-            taken.append(task)
-            shelf.drop_head()
-            shelf.pending -= 1
+            shelf = heads.pop(0)[3]
+            taken += shelf.take(limit - len(taken), heads[0][:2] if heads else (inf, inf))
             head = shelf.head()
-            if head is None:
-                del heads[0]
-            elif len(heads) == 1:
-                heads[0] = (*head, shelf)
-            else:
-                del heads[0]
+            if head is not None:
                 insort(heads, (*head, shelf), key=lambda entry: entry[:2])
         for shelf in shelves:
             if not shelf.pending:

@@ -6,10 +6,10 @@ each worker runs, counters. Each verb takes ``now`` and gives `Changes`: the rec
 became final, and what became pending. It waits for nothing, locks nothing and writes nothing; the shell around it
 (`taskq.queue.job_queue`) does.
 
-Rules. (1) Only `_move`, and `reserve` for many at once, change a task's state, and only along the table in
-`lifecycle`. (2) A worker's word about a task counts only with the run that is current: with any other nothing changes.
-(3) A task object that has left the shelves or the schedule by another door than their own never comes back into them; a
-copy takes its place (`_readopt`), so that the entry it leaves behind stays stale.
+Rules. (1) Only `_move` changes a task's state, and `reserve` and `_complete` those of many at once, and only along the
+table in `lifecycle`. (2) A worker's word about a task counts only with the run that is current: with any other nothing
+changes. (3) A task object that has left the shelves or the schedule by another door than their own never comes back
+into them; a copy takes its place (`_readopt`), so that the entry it leaves behind stays stale.
 
 `taskq.queue.check` derives all bookkeeping anew and compares.
 """
@@ -145,29 +145,15 @@ class QueueState:
         for queue, count in counts.items():
             self.figures.submitted(queue, count, now.mono)
         self.next_id += len(items)
-        wall, at_once, later = now.wall, next_state(None, Event.SUBMIT), next_state(None, Event.SUBMIT_LATER)
-        for position in fresh:
-            item = items[position]
-            task = Task(
-                first + position,
-                item.type,
-                item.queue,
-                item.payload,
-                item.priority,
-                item.max_retries,
-                item.backoff,
-                item.timeout,
-                item.key,
-                item.correlation_id,
-                client,
-                wall,
-                wall + item.delay if item.delay else wall,
-                later if item.delay else at_once,
-            )
-            self.tasks[task.id] = task
-            self.figures.entered(task.queue, task.state)
-            self._settle(task, changes)
-            changes.written.append(task)
+        changes.written = [_accepted(first + position, items[position], client, now.wall) for position in fresh]
+        self.tasks.update((task.id, task) for task in changes.written)
+        changes.ready = self.ready.extend(task for task in changes.written if task.state is PENDING)
+        for (queue, _), count in changes.ready.items():
+            self.figures.entered(queue, PENDING, count)
+        for task in changes.written:
+            if task.state is SCHEDULED:
+                self.figures.entered(task.queue, SCHEDULED)
+                self.schedule.push(task)
         return Accepted(ids, existing, keys, changes)
 
     def oldest_pending(self, now: Moment) -> dict[str, float]:
@@ -270,7 +256,7 @@ class QueueState:
         """Take in outcomes; gives the positions of those that are stale."""
         changes = Changes()
         refused = []
-        done = Event.ACK
+        acked: list[tuple[Task, Report]] = []
         for position, report in enumerate(reports):
             task = worker.running.get(report[1])
             if task is None or task.run != report[2]:
@@ -278,9 +264,8 @@ class QueueState:
                 continue
             kind = report[0]
             if kind == ACK:
-                task.result, task.error = report[3], None
-                self._ended(worker, task, report[4], now, ok=True)
-                self._take_from(worker, task, done, now, changes)
+                del worker.running[task.id]
+                acked.append((task, report))
             elif kind == NACK:
                 self._nack(worker, task, report, now, changes)
             elif kind == GIVE_BACK:
@@ -292,20 +277,36 @@ class QueueState:
                 worker.progress[task.id] = (report[3], report[4])
             else:
                 refused.append(position)
+        if acked:
+            self._complete(worker, acked, now, changes)
         return refused, changes
 
-    def _ended(self, worker: Worker, task: Task, ran: float, now: Moment, *, ok: bool) -> None:
-        task.finished_at = now.wall
-        task.started_at = now.wall - ran
-        worker.completed += ok
-        worker.failed += not ok
-        self.figures.ended(task, ran, now.mono, ok=ok)
+    def _complete(self, worker: Worker, acked: Sequence[tuple[Task, Report]], now: Moment, changes: Changes) -> None:
+        """Runs have come to a good end; the worker does not hold them any more."""
+        done = next_state(RUNNING, Event.ACK)
+        wall = now.wall
+        for task, report in acked:
+            task.state = done
+            task.result, task.error = report[3], None
+            task.finished_at = wall
+            task.started_at = wall - report[4]
+        if worker.progress:
+            for task, _ in acked:
+                worker.progress.pop(task.id, None)
+        worker.completed += len(acked)
+        tasks = [task for task, _ in acked]
+        self.figures.completed(tasks, [report[4] for _, report in acked], now.mono)
+        changes.written += tasks
+        changes.final += tasks
 
     def _nack(self, worker: Worker, task: Task, report: Report, now: Moment, changes: Changes) -> None:
         error, delay, ran = report[3:]
         task.error = TaskError(*error)
         task.failures += 1
-        self._ended(worker, task, ran, now, ok=False)
+        task.finished_at = now.wall
+        task.started_at = now.wall - ran
+        worker.failed += 1
+        self.figures.failed(task, ran, now.mono)
         if delay == -1 or task.failures > task.max_retries:
             self._take_from(worker, task, Event.FAIL, now, changes)
             return
@@ -395,7 +396,32 @@ class QueueState:
         soonest = min(waits)
         return None if soonest == inf else max(0.0, soonest)
 
-    def forget(self, task: Task) -> None:
-        """A final record is stored: it leaves memory."""
-        if self.tasks.get(task.id) is task:
-            del self.tasks[task.id]
+    def forget(self, tasks: Iterable[Task]) -> None:
+        """Final records are stored: they leave memory."""
+        for task in tasks:
+            if self.tasks.get(task.id) is task:
+                del self.tasks[task.id]
+
+
+_AT_ONCE, _LATER = next_state(None, Event.SUBMIT), next_state(None, Event.SUBMIT_LATER)
+
+
+def _accepted(id: int, item: NewTask, client: int, wall: float) -> Task:
+    """The record of a task that was submitted at ``wall`` seconds."""
+    type, payload, queue, priority, max_retries, backoff, delay, timeout, key, correlation_id = item
+    return Task(
+        id,
+        type,
+        queue,
+        payload,
+        priority,
+        max_retries,
+        backoff,
+        timeout,
+        key,
+        correlation_id,
+        client,
+        wall,
+        wall + delay if delay else wall,
+        _LATER if delay else _AT_ONCE,
+    )

@@ -149,7 +149,7 @@ def test_three_deaths_poison_and_what_had_not_started_goes_back_unharmed() -> No
             state.tick(now)
     assert bad.state is State.FAILED and bad.error is not None and bad.error.kind == "poisoned"
     assert changes.final == [bad]
-    state.forget(bad)
+    state.forget([bad])
     check(state)
 
 
@@ -441,7 +441,7 @@ def test_cancelled_tasks_do_not_wait_in_memory_for_their_day() -> None:
         if number == back.id:
             continue
         for task in state.cancel(number, START)[1].final:
-            state.forget(task)
+            state.forget([task])
     assert len(state.schedule._heap) <= 1_000
     (shelf,) = state.ready.shelves.values()
     assert sum(map(len, shelf._lanes.values())) <= 1_100
@@ -468,7 +468,7 @@ def test_very_many_queues_are_forgotten_when_they_are_idle() -> None:
     state.figures.forget_idle()
     assert len(state.figures.queues) == QUEUES_KEPT and "user-0" in state.figures.queues
     for number in [number for number, task in state.tasks.items() if task.state is State.CANCELLED]:
-        state.forget(state.tasks[number])
+        state.forget([state.tasks[number]])
     check(state)
 
 

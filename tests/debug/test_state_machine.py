@@ -70,7 +70,7 @@ class QueueWalk(RuleBasedStateMachine):
         assert {task.id for task in changes.final} == {t.id for t in changes.written if t.state in FINAL}
         for task in changes.final:
             assert task.finished_at == self.wall, "without a time it would never be purged"
-            self.state.forget(task)
+            self.state.forget([task])
 
     def session(self, incarnation: str) -> Worker:
         worker = self.state.leases.workers[incarnation]
