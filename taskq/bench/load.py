@@ -1,4 +1,4 @@
-"""Load that comes from processes of its own: ``python -m taskq.bench.load waiters|submitters JOIN …``.
+"""Load that comes from processes of its own: ``python -m taskq.bench.load KIND JOIN …``.
 
 Each says ``ready`` on its standard output when it is, and goes on, or begins, when it is told on its standard input.
 """
@@ -131,8 +131,17 @@ def submit(join: Path, threads: int, seconds: float, until: Callable[[], object]
     return sum(counts)
 
 
+def map_as_told(join: Path, ready: Callable[[], None]) -> None:
+    """For each number on standard input, submit so many tasks."""
+    with client_of(join) as client:
+        client.hello()
+        ready()
+        for line in sys.stdin:
+            client.map(noop, range(int(line)))
+
+
 def main(kind: str, join: str, *numbers: str) -> None:
-    """Run one kind of load."""
+    """Run one kind of load: ``waiters``, ``submitters`` or ``mapper``."""
 
     def ready() -> None:
         sys.stdout.write(f"{READY.decode()}\n")
@@ -140,6 +149,8 @@ def main(kind: str, join: str, *numbers: str) -> None:
 
     if kind == "waiters":
         Waiters(Path(join), int(numbers[0])).run(sys.stdin.readline, ready)
+    elif kind == "mapper":
+        map_as_told(Path(join), ready)
     else:
         done = submit(Path(join), int(numbers[0]), float(numbers[1]), sys.stdin.readline, ready)
         sys.stdout.write(f"{done}\n")

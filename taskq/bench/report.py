@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from taskq.bench.figures import Row
+from taskq.bench.profile import Profile
 from taskq.bench.runner import Report
-from taskq.layout import Column, counted, size, table
+from taskq.layout import Column, count, counted, cut, size, table
 
 WIDTH = 100
 
@@ -38,16 +39,30 @@ def lines(report: Report) -> list[str]:
     head = f"{machine['system']}, {counted(machine['cores'], 'core')}, {size(machine['memory_bytes'])} memory"
     found = [
         f"{head}, Python {machine['python']}, {machine['disk']} at {machine['scratch']}, load {machine['load']:.1f}",
-        f"median of {counted(report.settings.runs, 'run')}",
     ]
+    if report.rows:
+        found.append(f"median of {counted(report.settings.runs, 'run')}")
     found += [f"note: {text}" for text in warnings(report)]
     if report.rows:
         cells = [_cells(row) for row in report.rows]
         found += ["", *table(COLUMNS, cells, [_verdicts(row) for row in report.rows], WIDTH)]
         found += [f"{row.workload} {row.name}: {row.note}" for row in report.rows if row.note]
+    if report.profile is not None:
+        found += ["", *profile_lines(report.profile)]
     found += [f"{id} left out: {why}" for id, why in report.left_out]
     found += [f"{id} could not be measured: {error}" for id, error in report.failed]
     return found
+
+
+def profile_lines(profile: Profile) -> list[str]:
+    """Where the time goes."""
+    cpu = ", ".join(f"{role} {us:.1f}" for role, us in profile.cpu_us.items())
+    total = f"{sum(profile.cpu_us.values()):.1f} us of processor time a task"
+    found = [f"{count(profile.tasks)} tasks as in P1, {figure(profile.rate)}/s, {total}: {cpu}"]
+    for role, functions in profile.stacks.items():
+        found.append(f"{role}: who holds the interpreter")
+        found += [cut(f"  {share:6.1%}  {name}", WIDTH) for name, share in functions]
+    return [*found, *filter(None, [profile.note])]
 
 
 def warnings(report: Report) -> list[str]:

@@ -18,10 +18,13 @@ import psutil
 
 from taskq.bench import floors
 from taskq.bench.figures import SCHEMA, Row
+from taskq.bench.profile import Profile, profile
 from taskq.bench.settings import Settings
 from taskq.bench.workloads import Workload
 from taskq.config import VERSION
 from taskq.errors import TaskqError
+
+NEEDS_ITS_OWN = "it needs a manager of its own"
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
-    profile: dict[str, Any] | None = None
+    profile: Profile | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -47,26 +50,41 @@ class Report:
             "rows": [row.as_json() for row in self.rows],
             "left_out": [{"workload": id, "why": why} for id, why in self.left_out],
             "failed": [{"workload": id, "error": error} for id, error in self.failed],
-            "profile": self.profile,
+            "profile": self.profile.as_json() if self.profile else None,
         }
 
 
-def run(workloads: Sequence[Workload], settings: Settings, *, floor: bool = False) -> Report:
-    """Measure them, and with ``floor`` the machine's own floors first."""
+def run(
+    workloads: Sequence[Workload], settings: Settings, *, floor: bool = False, with_profile: bool = False
+) -> Report:
+    """Measure them; before them the machine's own floors, after them where the time goes, if that is wanted."""
     report = Report(settings, machine())
     with _orderly_end():
         if floor:
-            settings.say("floor")
-            report.rows += _floor(settings)
+            with _noted(report, "floor"):
+                settings.say("floor")
+                report.rows += _floor(settings)
         for workload in workloads:
             if settings.join is not None and not workload.joinable:
-                report.left_out.append((workload.id, "it needs a manager of its own"))
+                report.left_out.append((workload.id, NEEDS_ITS_OWN))
                 continue
-            try:
+            with _noted(report, workload.id):
                 report.rows += workload.run(settings)
-            except TaskqError as error:
-                report.failed.append((workload.id, f"{error.message} ({error.hint})" if error.hint else error.message))
+        if with_profile and settings.join is not None:
+            report.left_out.append(("profile", NEEDS_ITS_OWN))
+        elif with_profile:
+            with _noted(report, "profile"):
+                report.profile = profile(settings)
     return report
+
+
+@contextmanager
+def _noted(report: Report, what: str) -> Iterator[None]:
+    """Write down that something could not be measured, and go on."""
+    try:
+        yield
+    except TaskqError as error:
+        report.failed.append((what, f"{error.message} ({error.hint})" if error.hint else error.message))
 
 
 def _floor(settings: Settings) -> list[Row]:

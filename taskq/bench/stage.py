@@ -220,10 +220,14 @@ class Stage:
 
     def stop(self) -> None:
         """Stop what was started, the last one first, and delete the folder."""
-        self._closing.close()
-        for process in reversed(list(self._running)):
-            self.end(process)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self._closing.close()
+            for process in reversed(list(self._running)):
+                self.end(process)
+        finally:  # asked once more to stop: whatever still runs is killed
+            for process in self._running:
+                _kill(process)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def client_of(join: Path) -> Client:

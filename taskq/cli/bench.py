@@ -30,7 +30,7 @@ taskq bench P1 P3 --runs 3 --floor"""
     help="So many times the tasks; for a quick look, bars mean little then.",
 )
 @click.option("--floor", is_flag=True, help="Measure also what the machine can do at best, without a queue.")
-@click.option("--profile", is_flag=True, help="Say where a task's microseconds go.")
+@click.option("--profile", is_flag=True, help="Say where a task's microseconds go; alone, if no workload is named.")
 @click.option("--join", metavar="FILE", help="Measure the running manager of this join file.  [one of its own]")
 @common_options
 def command(
@@ -62,9 +62,9 @@ def command(
     names = [name.upper() for name in workloads]
     if unknown := [name for name in names if name not in WORKLOADS]:
         raise click.BadParameter(f'"{unknown[0]}" is none of {", ".join(WORKLOADS)}', param_hint="'WORKLOAD'")
-    chosen = [one for one in WORKLOADS.values() if (one.id in names if names else one.quick)]
+    chosen = [one for one in WORKLOADS.values() if (one.id in names if names else one.quick and not profile)]
     settings = Settings(runs, scale, Path(join) if join else None, output.note)
-    found = runner.run(chosen, settings, floor=floor)
+    found = runner.run(chosen, settings, floor=floor, with_profile=profile)
     if output.json:
         output.value(found.as_json(), indent=2)
     else:
