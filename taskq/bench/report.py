@@ -16,6 +16,7 @@ COLUMNS = (
     Column("UNIT", 7, gap=1, right=False),
     Column("LOWEST", 9),
     Column("HIGHEST", 9),
+    Column("", 6, right=False),
     Column("BAR", 0, right=False),
 )
 
@@ -45,7 +46,7 @@ def lines(report: Report) -> list[str]:
     found += [f"note: {text}" for text in warnings(report)]
     if report.rows:
         cells = [_cells(row) for row in report.rows]
-        found += ["", *table(COLUMNS, cells, [_verdicts(row) for row in report.rows], WIDTH)]
+        found += ["", *table(COLUMNS, cells, [[row.bar] for row in report.rows], WIDTH)]
         found += [f"{row.workload} {row.name}: {row.note}" for row in report.rows if row.note]
     if report.profile is not None:
         found += ["", *profile_lines(report.profile)]
@@ -76,10 +77,6 @@ def warnings(report: Report) -> list[str]:
 
 
 def _cells(row: Row) -> list[str]:
+    verdict = {True: "ok", False: "MISSED", None: ""}[row.passed]
     spread = figure(min(row.values)), figure(max(row.values))
-    return [row.workload, row.name, figure(row.median), row.unit, *spread]
-
-
-def _verdicts(row: Row) -> list[str]:
-    verdict = {True: "  ok", False: "  MISSED", None: ""}[row.passed]
-    return [row.bar + verdict]
+    return [row.workload, row.name, figure(row.median), row.unit, *spread, verdict]
