@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +11,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +26,7 @@ from taskq.pipeline import batches
 from taskq.queue.task import NewTask
 from taskq.registry import current_task, named, task
 from taskq.results import RemoteTraceback, TaskHandle
-from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Finished, Submitted, TypeInfo
-from taskq.stores.memory import MemoryStore
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Submitted, TypeInfo
 from taskq.wire.client import RemoteQueue
 
 
@@ -219,14 +215,6 @@ def test_any_task_by_its_id(here: Here) -> None:
     assert {one.id for one in yours.as_completed(mixed, 10)} == {one.id for one in mixed}
 
 
-def test_waiting_by_id_for_more_than_a_batch(here: Here) -> None:
-    mine, yours = here.client(), here.client()
-    handles = mine.map(compute, ["double"] * (MAX_BATCH + 10), range(MAX_BATCH + 10))
-    others = [yours.handle(handle.id) for handle in handles]
-    here.worker()
-    assert len(list(yours.as_completed(others, 60))) == len(others)
-
-
 def test_same_key_gives_the_same_task(here: Here) -> None:
     mine, yours = here.client(), here.client()
     first = mine.submit(compute.options(key="k1"), "double", 4)
@@ -375,91 +363,6 @@ def test_nobody_listens(here: Here) -> None:
         q.submit(sleep, 1)
 
 
-def test_a_manager_that_comes_back_on_another_port_is_found_by_its_join_file(here: Here, tmp_path: Path) -> None:
-    file = tmp_path / "join.json"
-    file.touch(mode=0o600)
-    file.write_text(here.join.to_json())
-    with Client(file) as q:
-        handle = q.submit(sleep, 0)
-        with pytest.raises(TimeoutError):
-            handle.result(0.05)
-        before, here.port = here.port, 0
-        here.end()
-        here.begin()
-        assert here.port != before
-        file.write_text(here.join.to_json())
-        here.worker()
-        assert handle.result(20) == 0
-
-
-def test_another_store_makes_handles_raise_store_changed(here: Here) -> None:
-    q = here.client()
-    handle = q.submit(sleep, 60)
-    caught: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            handle.result(30)
-        except errors.StoreChanged as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    wait_until(lambda: q._feed._lags)
-    here.end()
-    here.store = MemoryStore()
-    here.begin()
-    thread.join()
-    assert caught
-    for ask in (handle.state, handle.cancel, handle.result):
-        with pytest.raises(errors.StoreChanged, match=f"task {handle.id}"):
-            ask()
-    here.worker()
-    assert q.submit(compute, "double", 2).result(10) == 4
-
-
-@contextmanager
-def interrupted(seconds: float) -> Iterator[None]:
-    """The block is broken off by a KeyboardInterrupt after so many seconds."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def test_an_interrupted_wait_leaves_the_client_usable(here: Here) -> None:
-    q = here.client()
-    handle = q.submit(sleep, 0.1)
-    with interrupted(0.1):
-        handle.result()
-    with interrupted(0.1):
-        list(q.as_completed([handle]))
-    here.worker()
-    assert handle.result(10) == 0.1
-    assert q.submit(compute, "double", 2).result(10) == 4
-
-
-def test_after_an_interrupted_call_another_store_is_noticed(here: Here) -> None:
-    id = here.client().submit(sleep, 60).id
-    handle = here.client().handle(id)
-    assert handle.state() == "pending"
-    with interrupted(0.2):
-        handle.result()
-    here.end()
-    here.store = MemoryStore()
-    here.begin()
-    with pytest.raises(errors.StoreChanged):
-        handle.result(5)
-
-
 class LosesReplies(RemoteQueue):
     """A connection that breaks between a submit and its reply, each time once."""
 
@@ -518,56 +421,6 @@ def test_news_that_overtakes_the_reply_of_its_submit_is_kept(here: Here, feed_ru
         thread.join()
         assert handles[0].result(10) == 4
         assert not q._feed._unclaimed
-
-
-class LagsOnce(RemoteQueue):
-    """A connection whose feed drops the first news and says so."""
-
-    def finished(self, client: int, cursor: int, timeout: float) -> Finished:
-        reply = super().finished(client, cursor, timeout)
-        if reply.outcomes and not getattr(self, "lagged", False):
-            self.lagged = True
-            return Finished(reply.cursor, True, ())
-        return reply
-
-
-def test_news_that_was_dropped_is_asked_for(here: Here) -> None:
-    with Client.over(lambda: LagsOnce(here.join)) as q:
-        handles = q.map(compute, ["double"] * 5, range(5))
-        watch = q.as_completed(handles, 20)
-        with pytest.raises(TimeoutError):
-            handles[0].result(0.2)
-        here.worker()
-        assert len(list(watch)) == 5
-
-
-def test_dropped_handles_are_forgotten(here: Here) -> None:
-    q = here.client()
-    kept = q.submit(sleep, 60)
-    q.map(sleep, [60] * 100)
-    gc.collect()
-    assert list(q._feed._open) == [kept.id]
-
-
-def test_a_client_that_nobody_closes_ends_with_its_last_handle(here: Here) -> None:
-    here.worker()
-
-    def standing() -> tuple[int, int]:
-        """Connections at the manager, and threads of clients that wait for news."""
-        names = [thread.name for thread in threading.enumerate()]
-        return len(here.server._server._connections), names.count("taskq-results")
-
-    other_id = here.client().submit(sleep, 0.2).id
-    connections, _ = standing()
-    q: Client | None = Client(here.join)
-    handle: TaskHandle[Any] | None = q.submit(sleep, 0.2)
-    other: TaskHandle[Any] | None = q.handle(other_id)
-    q = None
-    assert (handle.result(10), other.result(10)) == (0.2, 0.2)
-    assert standing() == (connections + 3, 1)
-    handle = other = None
-    # The manager notices the end of a connection when the poll that waits there is answered.
-    wait_until(lambda: standing() in ((connections, 0), (connections + 1, 0)))
 
 
 def test_close_ends_whoever_waits(here: Here) -> None:
