@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from taskq.errors import KeyConflict, QueueFull
 from taskq.layout import duration
 from taskq.queue.idempotency import content_digest
-from taskq.queue.task import NewTask
+from taskq.queue.lifecycle import Event, next_state
+from taskq.queue.task import NewTask, Task
 from taskq.stores.base import KeyRow
+
+_AT_ONCE, _LATER = next_state(None, Event.SUBMIT), next_state(None, Event.SUBMIT_LATER)
 
 
 def resolve_keys(
@@ -47,4 +50,25 @@ def full(queue: str, waiting: int, oldest: float | None) -> QueueFull:
         f'queue "{queue}" is full ({waiting:,} pending{age}); not accepted',
         hint="retry later, add workers, or raise --max-pending",
         details={"queue": queue, "pending": waiting},
+    )
+
+
+def record(id: int, item: NewTask, client: int, wall: float) -> Task:
+    """The record of a task that was submitted at ``wall`` seconds."""
+    type, payload, queue, priority, max_retries, backoff, delay, timeout, key, correlation_id = item
+    return Task(
+        id,
+        type,
+        queue,
+        payload,
+        priority,
+        max_retries,
+        backoff,
+        timeout,
+        key,
+        correlation_id,
+        client,
+        wall,
+        wall + delay if delay else wall,
+        _LATER if delay else _AT_ONCE,
     )

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
 from taskq.config import QueueSettings
-from taskq.queue.admission import full, resolve_keys
+from taskq.queue.admission import full, record, resolve_keys
 from taskq.queue.changes import Accepted, Changes
 from taskq.queue.figures import Figures
 from taskq.queue.leases import SILENT_KEPT, Leases, Moment, Worker, owned
@@ -145,7 +145,7 @@ class QueueState:
         for queue, count in counts.items():
             self.figures.submitted(queue, count, now.mono)
         self.next_id += len(items)
-        changes.written = [_accepted(first + position, items[position], client, now.wall) for position in fresh]
+        changes.written = [record(first + position, items[position], client, now.wall) for position in fresh]
         self.tasks.update((task.id, task) for task in changes.written)
         changes.ready = self.ready.extend(task for task in changes.written if task.state is PENDING)
         for (queue, _), count in changes.ready.items():
@@ -401,27 +401,3 @@ class QueueState:
         for task in tasks:
             if self.tasks.get(task.id) is task:
                 del self.tasks[task.id]
-
-
-_AT_ONCE, _LATER = next_state(None, Event.SUBMIT), next_state(None, Event.SUBMIT_LATER)
-
-
-def _accepted(id: int, item: NewTask, client: int, wall: float) -> Task:
-    """The record of a task that was submitted at ``wall`` seconds."""
-    type, payload, queue, priority, max_retries, backoff, delay, timeout, key, correlation_id = item
-    return Task(
-        id,
-        type,
-        queue,
-        payload,
-        priority,
-        max_retries,
-        backoff,
-        timeout,
-        key,
-        correlation_id,
-        client,
-        wall,
-        wall + delay if delay else wall,
-        _LATER if delay else _AT_ONCE,
-    )
