@@ -45,6 +45,8 @@ class Catalog:
         self._clock = SystemClock()
         self._lock = threading.Lock()
         self._types: dict[str, list[TypeInfo]] = {}
+        self._served: dict[str, list[TypeInfo]] = {}
+        """Those of `_types` that some live worker offered when the manager was asked: no more to ask, or to say."""
         self._ever_joined = False
         self._asked_at = float("-inf")
         self._warned: set[str] = set()
@@ -53,6 +55,7 @@ class Catalog:
         """A new connection: what was known of the manager's types may be wrong."""
         self._asked_at = float("-inf")
         self._types = {}
+        self._served = {}
         self._ever_joined = False
 
     def offer(self, target: TaskType[..., Any] | str) -> Offer:
@@ -75,14 +78,16 @@ class Catalog:
         return Offer(str(target), lambda args, kwargs: None)
 
     def _announced(self, name: str) -> list[TypeInfo]:
+        if served := self._served.get(name):
+            return served
         with self._lock:
             found = self._types.get(name, [])
             old = self._clock.monotonic() >= self._asked_at + ASK_AGAIN
             refused = not found and self._ever_joined and not self._allow_unknown
-            if refused or (old and not any(info["workers"] for info in found)):
+            if refused or old:
                 self._refresh()
                 found = self._types.get(name, [])
-            if any(info["workers"] for info in found):
+            if name in self._served:
                 return found
             if not found and self._ever_joined and not self._allow_unknown:
                 raise self._unknown(name)
@@ -97,6 +102,7 @@ class Catalog:
         self._types = {}
         for info in reply["types"]:
             self._types.setdefault(info["name"], []).append(info)
+        self._served = {name: infos for name, infos in self._types.items() if any(info["workers"] for info in infos)}
         self._ever_joined = reply["ever_joined"]
         self._asked_at = self._clock.monotonic()
 

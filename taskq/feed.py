@@ -122,8 +122,7 @@ class Feed:
         with self._changed:
             if slots and slots[0].store != self.store:
                 return False  # the manager got another store meanwhile; `check` tells whoever waits
-            for slot in slots:
-                self._open[slot.id] = slot
+            self._open.update((slot.id, slot) for slot in slots)
             self._top = max(self._top, max((slot.id for slot in slots), default=0))
             if self._unclaimed:
                 news = [self._unclaimed.pop(slot.id) for slot in slots if slot.id in self._unclaimed]

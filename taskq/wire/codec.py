@@ -9,7 +9,7 @@ What comes in may be hostile: whatever the bytes are, `unpack` and `decode` eith
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -29,6 +29,7 @@ MAX_DEPTH = 100
 BIG_INTEGER, DATETIME = 1, 2
 
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes, datetime})
+_TEXT = frozenset({str})
 _PLAIN = "plain data is None, bool, int, float, str, bytes, list, tuple, dict with text keys, datetime"
 _BAD_INPUT = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
 
@@ -125,11 +126,8 @@ def encode(value: object, name: str = "value") -> bytes:
     >>> decode(encode({"n": 2**70, "pair": (1, None)}))
     {'n': 1180591620717411303424, 'pair': [1, None]}
     """
-    problem = _problem(value, name, 0)
-    if problem is not None:
-        raise NotEncodable(f"cannot send {problem}", hint=_PLAIN)
-    packed: bytes = msgpack.packb(value, default=_extension, strict_types=True)
-    return packed
+    _refuse_unplain(value, name)
+    return _pack_plain(value)
 
 
 def decode(data: bytes) -> Any:
@@ -150,12 +148,16 @@ def encode_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
     Traceback (most recent call last):
     taskq.errors.NotEncodable: cannot send args[0]["user"]: an object of type object is not plain data
     """
-    for value, name in ((tuple(args), "args"), (kwargs, "kwargs")):
-        problem = _problem(value, name, 0)
-        if problem is not None:
-            raise NotEncodable(f"cannot send {problem}", hint=_PLAIN)
-    packed: bytes = msgpack.packb([list(args), kwargs], default=_extension, strict_types=True)
-    return packed
+    call = [list(args), kwargs]
+    # Most calls hold scalars only. In these nothing can be wrong but a text, which msgpack itself refuses.
+    if _are(_SCALARS, args) and _are(_SCALARS, kwargs.values()) and _are(_TEXT, kwargs):
+        try:
+            return _pack_plain(call)
+        except UnicodeEncodeError:
+            pass  # what follows says where it is
+    _refuse_unplain(tuple(args), "args")
+    _refuse_unplain(kwargs, "kwargs")
+    return _pack_plain(call)
 
 
 def decode_arguments(data: bytes) -> tuple[list[Any], dict[str, Any]]:
@@ -167,6 +169,22 @@ def decode_arguments(data: bytes) -> tuple[list[Any], dict[str, Any]]:
     if not all(isinstance(key, str) for key in kwargs):
         raise Malformed("not a payload: it does not hold arguments")
     return args, kwargs
+
+
+def _are(kinds: frozenset[type], values: Iterable[object]) -> bool:
+    """Whether all values are exactly of one of these types."""
+    return kinds.issuperset(map(type, values))
+
+
+def _refuse_unplain(value: object, name: str) -> None:
+    problem = _problem(value, name, 0)
+    if problem is not None:
+        raise NotEncodable(f"cannot send {problem}", hint=_PLAIN)
+
+
+def _pack_plain(value: object) -> bytes:
+    packed: bytes = msgpack.Packer(default=_extension, strict_types=True).pack(value)
+    return packed
 
 
 def _problem(value: object, path: str, depth: int) -> str | None:
