@@ -17,6 +17,9 @@ FAST_SECONDS = 0.0005
 """Types with a mean run time under this are reserved ahead."""
 EXTRA = 256
 """How many tasks of fast types may wait here."""
+BRISK_SECONDS = 0.020
+"""Types with a mean run time under this, where there are no faster ones, are reserved ahead too, one for each thread:
+else the way to the manager and back would be a good part of their time."""
 
 _SMOOTHING = 0.2
 
@@ -76,18 +79,27 @@ class Backlog:
         self._received += len(handouts)
         for handout in handouts:
             self._tasks.put(handout)
-        self._ahead = len(handouts) >= (1 if asked.slots else asked.extra)
+        self._ahead = len(handouts) > asked.slots if asked.slots else len(handouts) >= asked.extra
 
     def wanted(self) -> Wanted:
         """What to reserve now."""
         slots = max(0, self._threads - self.under_way)
-        fast = [name for name, seconds in list(self._run_times.items()) if seconds < FAST_SECONDS]
+        fast, most = self._to_be_ahead_of()
         waiting = self._tasks.qsize()
-        self._low = EXTRA // 2 if fast and self._ahead else 0
-        extra = EXTRA - waiting if fast and (slots or 0 < waiting <= self._low) else 0
+        ahead = bool(fast) and self._ahead
+        self._low = most // 2 if ahead else 0
+        extra = most - waiting if fast and (slots or (ahead and waiting <= self._low)) else 0
         room = MAX_BATCH - len(self._held)
         slots = max(0, min(slots, room))
         return Wanted(slots, max(0, min(extra, room - slots)), fast)
+
+    def _to_be_ahead_of(self) -> tuple[Sequence[str], int]:
+        """The types that are reserved ahead, and how many of their tasks may wait here."""
+        run_times = list(self._run_times.items())
+        fast = [name for name, seconds in run_times if seconds < FAST_SECONDS]
+        if fast:
+            return fast, EXTRA
+        return [name for name, seconds in run_times if seconds < BRISK_SECONDS], self._threads
 
     def wait(self, timeout: float) -> bool:
         """Wait until there may be something to reserve for. False: nothing changed for ``timeout`` seconds."""

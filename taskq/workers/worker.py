@@ -15,8 +15,8 @@ Theory of operation::
 
 Task threads do no network IO and take no lock of ours (how that goes without lost wake-ups is told in `backlog`).
 
-*How much to reserve.* As many tasks as there are free threads, and of types that are very fast some more: they would be
-over before another reserve had its answer. What has waited for a second without any task being finished goes back to
+*How much to reserve.* As many tasks as there are free threads, and of types that are fast some more: they would be over
+before another reserve had its answer. What has waited for a second without any task being finished goes back to
 the manager, since long tasks are in front of it.
 
 *Stop*, in this order:

@@ -502,6 +502,31 @@ def test_fast_types_are_taken_ahead_until_one_run_was_slow() -> None:
     assert backlog.wanted().fast == []
 
 
+def test_of_short_tasks_one_for_each_thread_is_taken_ahead_while_there_are_more() -> None:
+    backlog = Backlog(2, held=())
+    backlog.note_run_time("t", 0.010)
+    asked = backlog.wanted()
+    assert asked == (2, 2, ["t"])
+    backlog.add(handouts(4), asked)
+    assert backlog.wanted() == (0, 0, ["t"]), "two run, two wait"
+    for _ in range(3):
+        backlog.take()
+    backlog.settle(0)
+    asked = backlog.wanted()
+    assert asked == (0, 1, ["t"]), "two run, one waits"
+    backlog.add([], asked)
+    assert backlog.wanted() == (0, 0, ["t"]), "there are no more"
+    backlog.take()
+    backlog.settle(1)
+    backlog.settle(0)
+    asked = backlog.wanted()
+    assert asked == (1, 2, ["t"])
+    backlog.add(handouts(1, first=5), asked)
+    assert backlog.wanted() == (0, 0, ["t"]), "no more than the free thread needs was there"
+    backlog.note_run_time("t", 1.0)
+    assert backlog.wanted().fast == []
+
+
 def test_nothing_is_taken_beyond_what_one_attach_can_tell() -> None:
     held: list[int] = list(range(998))
     backlog = Backlog(4, held)
