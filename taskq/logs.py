@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ FILE_BYTES = 10 * 2**20
 FILES_KEPT = 5
 
 _context: ContextVar[Mapping[str, Any]] = ContextVar("taskq_log_fields", default={})  # noqa: B039  (never changed)
+_sources: list[Callable[[], Mapping[str, Any]]] = []
 
 
 @contextlib.contextmanager
@@ -82,9 +83,9 @@ def context(**fields: Any) -> Iterator[None]:
         _context.reset(token)
 
 
-def bind(**fields: Any) -> None:
-    """Add these fields to every line of the current context (`contextvars`) until it ends."""
-    _context.set({**_context.get(), **fields})
+def ask(source: Callable[[], Mapping[str, Any]]) -> None:
+    """Add to every line the fields that ``source`` gives in the thread, and `contextvars` context, that logs it."""
+    _sources.append(source)
 
 
 def event(logger: logging.Logger, level: int, name: str, message: str, /, **fields: Any) -> None:
@@ -165,7 +166,10 @@ class _Formatter(logging.Formatter):
 
     def collect(self, record: logging.LogRecord) -> dict[str, Any]:
         """All fields of a record, ``msg`` included, in a fixed order."""
-        fields = {**self._base, **_context.get(), **getattr(record, "taskq_fields", {})}
+        fields = {**self._base, **_context.get()}
+        for source in _sources:
+            fields.update(source())
+        fields.update(getattr(record, "taskq_fields", {}))
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

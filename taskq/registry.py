@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
+from taskq import logs
 from taskq.errors import BadArguments, ConfigError
 from taskq.queue.limits import MAX_DELAY, MAX_KEY, MAX_NAME, MAX_PRIORITY, MAX_RETRIES
 from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
@@ -324,8 +325,7 @@ def _ignore(fraction: float, note: str) -> None:
     """What `TaskContext.progress` does where no worker listens."""
 
 
-@dataclass(frozen=True)
-class TaskContext:
+class TaskContext(NamedTuple):
     """What a running task can know of itself, and say.
 
     ``attempt`` counts from 1. ``correlation_id`` is handed on to the tasks that this one submits.
@@ -343,10 +343,23 @@ class TaskContext:
         """Say how far the task is: ``fraction`` from 0 to 1, and a few words."""
         self.on_progress(min(1.0, max(0.0, float(fraction))), str(note))
 
+    def log_fields(self) -> dict[str, Any]:
+        """What the lines that are logged inside the task say of it; nothing outside of one."""
+        if not self.id:
+            return {}
+        return {
+            "task_id": self.id,
+            "task_type": self.type,
+            "queue": self.queue,
+            "attempt": self.attempt,
+            "correlation_id": self.correlation_id,
+        }
+
 
 _NOWHERE = TaskContext()
 CURRENT: ContextVar[TaskContext] = ContextVar("taskq_current_task", default=_NOWHERE)
 """Set by the worker around each run."""
+logs.ask(lambda: CURRENT.get().log_fields())
 
 
 def current_task() -> TaskContext:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from taskq import logs
@@ -117,15 +118,13 @@ class Executor:
 
     def _enter(self, handout: Handout) -> None:
         """Make the task known to its own code and to its log lines; the context ends with the attempt."""
-
-        def on_progress(fraction: float, note: str) -> None:
-            self._on_progress(handout, fraction, failures.plain(note))
-
         id, run, type, _, queue, attempt, _, correlation_id, _ = handout
-        CURRENT.set(TaskContext(id, run, attempt, type, queue, correlation_id, on_progress))
-        logs.bind(task_id=id, task_type=type, queue=queue, attempt=attempt, correlation_id=correlation_id)
+        CURRENT.set(TaskContext(id, run, attempt, type, queue, correlation_id, partial(self._say, handout)))
         if self._debug:
             logs.event(_log, logging.DEBUG, "task_started", f"task {id} ({type}) begins attempt {attempt}")
+
+    def _say(self, handout: Handout, fraction: float, note: str) -> None:
+        self._on_progress(handout, fraction, failures.plain(note))
 
     def _returned(self, handout: Handout, started: float, result: object) -> Report:
         run_s = self._monotonic() - started
