@@ -13,12 +13,15 @@ import taskq.builtin_tasks  # noqa: F401  (registers the types that every worker
 from taskq.clock import SystemClock
 from taskq.errors import BadArguments, UnknownTaskType
 from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
-from taskq.registry import TaskType, lookup
+from taskq.queue.task import Terms
+from taskq.registry import Options, Prepared, TaskType, lookup
 from taskq.service import TypeInfo, Types
 from taskq.signature import Signature
 
 ASK_AGAIN = 1.0
 """Seconds: for types that are accepted though nobody offers them, the manager is not asked more often than this."""
+
+_PLAIN = Options()
 
 
 class Offer(NamedTuple):
@@ -30,6 +33,27 @@ class Offer(NamedTuple):
     max_retries: int = DEFAULT_MAX_RETRIES
     backoff: float = DEFAULT_BACKOFF
     timeout: float | None = None
+
+    def with_options(self, options: Options) -> Template:
+        """What a submit with these options sends: the type's defaults where they say nothing."""
+        terms = Terms(
+            self.name,
+            self.queue if options.queue is None else options.queue,
+            options.priority,
+            self.max_retries if options.max_retries is None else options.max_retries,
+            self.backoff if options.backoff is None else options.backoff,
+            self.timeout if options.timeout is None else options.timeout,
+        )
+        return Template(self.check, terms, options.delay, options.key)
+
+
+class Template(NamedTuple):
+    """What a submit sends, but for the arguments; ``check`` raises `BadArguments` when they do not fit."""
+
+    check: Callable[[Sequence[Any], Mapping[str, Any]], None]
+    terms: Terms
+    delay: float
+    key: str | None
 
 
 class Catalog:
@@ -50,6 +74,7 @@ class Catalog:
         self._ever_joined = False
         self._asked_at = float("-inf")
         self._warned: set[str] = set()
+        self._plain: dict[TaskType[..., Any], Template] = {}
 
     def forget(self) -> None:
         """A new connection: what was known of the manager's types may be wrong."""
@@ -57,6 +82,19 @@ class Catalog:
         self._types = {}
         self._served = {}
         self._ever_joined = False
+
+    def template(self, target: TaskType[..., Any] | Prepared[..., Any] | str) -> Template:
+        """What a submit of ``target`` sends. Raises `UnknownTaskType`, `BadArguments`."""
+        if isinstance(target, Prepared):
+            return self.offer(target.target).with_options(target.options_given)
+        if isinstance(target, str):
+            return self.offer(target).with_options(_PLAIN)
+        if not isinstance(target, TaskType):
+            raise BadArguments(f"{target!r} is no task", hint="put @task above the function")
+        if target not in self._plain:
+            self._plain[target] = self.offer(target).with_options(_PLAIN)
+        self._announced(target.name)
+        return self._plain[target]
 
     def offer(self, target: TaskType[..., Any] | str) -> Offer:
         """What may be submitted under this name, or as this type. Raises `UnknownTaskType`."""

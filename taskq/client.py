@@ -18,14 +18,14 @@ from typing import Any, ParamSpec, TypeVar, overload
 from weakref import WeakSet
 
 from taskq import config
-from taskq.catalog import Catalog, Offer
+from taskq.catalog import Catalog, Template
 from taskq.config import Join, find_join, state_dir
 from taskq.errors import BadArguments, ConfigError, PayloadTooLarge
 from taskq.feed import Feed
 from taskq.pipeline import Pipeline
 from taskq.queue.task import NewTask
 from taskq.reconnecting import Reconnecting
-from taskq.registry import Options, Prepared, TaskType, correlation_id
+from taskq.registry import Prepared, TaskType, correlation_id
 from taskq.results import Results, TaskHandle
 from taskq.service import Connection, Hello, QueueService, Types
 from taskq.wire.client import RemoteQueue
@@ -35,7 +35,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _log = logging.getLogger("taskq.client")
-_PLAIN = Options()
 _clients: WeakSet[Client] = WeakSet()
 
 
@@ -149,8 +148,7 @@ class Client:
         Raises `BadArguments`, `NotEncodable`, `UnknownTaskType`, `PayloadTooLarge`, `QueueFull`, `StorageFull`,
         `KeyConflict`, and the errors of the way to the manager.
         """
-        offer, options = self.resolve(target)
-        item = self.prepare(offer, options, args, kwargs, correlation_id())
+        item = self.prepare(self.catalog.template(target), args, kwargs, correlation_id())
         (handle,) = self.send([item])
         return handle
 
@@ -167,12 +165,12 @@ class Client:
 
         Sent in batches, as by `pipeline`: what it says of errors holds here too.
         """
-        offer, options = self.resolve(target)
-        if options.key is not None:
+        template = self.catalog.template(target)
+        if template.key is not None:
             raise BadArguments("a key stands for one task: map cannot give the same one to many")
         shared = correlation_id()
         with self.pipeline() as pipeline:
-            return [pipeline.add(offer, options, args, {}, shared) for args in zip(*iterables)]  # noqa: B905
+            return [pipeline.add(template, args, {}, shared) for args in zip(*iterables)]  # noqa: B905
 
     def pipeline(self) -> Pipeline:
         """Submit many tasks of any types: ``with q.pipeline() as p:``, and `Pipeline.submit` in the block.
@@ -183,27 +181,18 @@ class Client:
         """
         return Pipeline(self)
 
-    def resolve(self, target: TaskType[..., Any] | Prepared[..., Any] | str) -> tuple[Offer, Options]:
-        """The type that ``target`` stands for, and this submit's options. Raises `UnknownTaskType`, `BadArguments`."""
-        if isinstance(target, Prepared):
-            return self.catalog.offer(target.target), target.options_given
-        if not isinstance(target, (TaskType, str)):
-            raise BadArguments(f"{target!r} is no task", hint="put @task above the function")
-        return self.catalog.offer(target), _PLAIN
-
-    def prepare(
-        self, offer: Offer, options: Options, args: Sequence[Any], kwargs: dict[str, Any], correlation_id: str
-    ) -> NewTask:
+    def prepare(self, template: Template, args: Sequence[Any], kwargs: dict[str, Any], correlation_id: str) -> NewTask:
         """A task ready to be sent. Raises `BadArguments`, `NotEncodable`, `PayloadTooLarge`."""
-        offer.check(args, kwargs)
+        check, terms, delay, key = template
+        check(args, kwargs)
         payload = encode_arguments(args, kwargs)
         limit = self.hello()["max_payload"]
         if len(payload) > limit:
             raise PayloadTooLarge(
-                f"the arguments of {offer.name} take {len(payload):,} bytes, the manager accepts {limit:,}",
+                f"the arguments of {terms.type} take {len(payload):,} bytes, the manager accepts {limit:,}",
                 hint="put large data where workers can read it and send its name; or raise --max-payload",
             )
-        return make_item(offer, options, payload, correlation_id)
+        return NewTask(terms, payload, delay, key, correlation_id)
 
     def send(self, items: Sequence[NewTask]) -> list[TaskHandle[Any]]:
         """Submit prepared tasks in one call, all or none; at most `MAX_BATCH`. Raises as `submit` does."""
@@ -287,22 +276,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def make_item(offer: Offer, options: Options, payload: bytes, correlation_id: str) -> NewTask:
-    """A task as it travels: the type's defaults where the options say nothing."""
-    return NewTask(
-        offer.name,
-        payload,
-        offer.queue if options.queue is None else options.queue,
-        options.priority,
-        offer.max_retries if options.max_retries is None else options.max_retries,
-        offer.backoff if options.backoff is None else options.backoff,
-        options.delay,
-        offer.timeout if options.timeout is None else options.timeout,
-        options.key,
-        correlation_id,
-    )
 
 
 def _ask_types(queue: QueueService) -> Types:

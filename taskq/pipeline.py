@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
-from taskq.catalog import Offer
+from taskq.catalog import Catalog, Template
 from taskq.errors import TaskqError
 from taskq.queue.task import NewTask
-from taskq.registry import Options, Prepared, TaskType, correlation_id
+from taskq.registry import Prepared, TaskType, correlation_id
 from taskq.results import TaskHandle
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES
 
@@ -69,12 +69,9 @@ def batches(items: Iterable[NewTask]) -> Iterator[list[NewTask]]:
 class Submitter(Protocol):
     """What a pipeline needs of its client; see `taskq.client.Client` for what each does."""
 
-    def resolve(self, target: TaskType[..., Any] | Prepared[..., Any] | str) -> tuple[Offer, Options]:
-        """The type that ``target`` stands for, and this submit's options."""
+    catalog: Catalog
 
-    def prepare(
-        self, offer: Offer, options: Options, args: Sequence[Any], kwargs: dict[str, Any], correlation_id: str
-    ) -> NewTask:
+    def prepare(self, template: Template, args: Sequence[Any], kwargs: dict[str, Any], correlation_id: str) -> NewTask:
         """A task ready to be sent."""
 
     def new_handle(self) -> TaskHandle[Any]:
@@ -138,16 +135,15 @@ class Pipeline:
         The handle has an id once its batch is on disk: for certain after the block. An error of an earlier batch is
         raised here, or at the end of the block; nothing is sent after it.
         """
-        offer, options = self._client.resolve(target)
-        return self.add(offer, options, args, kwargs, correlation_id())
+        return self.add(self._client.catalog.template(target), args, kwargs, correlation_id())
 
     def add(
-        self, offer: Offer, options: Options, args: Sequence[Any], kwargs: dict[str, Any], correlation_id: str
+        self, template: Template, args: Sequence[Any], kwargs: dict[str, Any], correlation_id: str
     ) -> TaskHandle[Any]:
-        """`submit` for who has resolved the target already."""
+        """`submit` for who knows already what the target stands for."""
         if not self._within:
             raise TaskqError("a pipeline takes tasks within its block only", hint="with q.pipeline() as p: p.submit(…)")
-        item = self._client.prepare(offer, options, args, kwargs, correlation_id)
+        item = self._client.prepare(template, args, kwargs, correlation_id)
         if not self._batch.add(item):
             if self._pid != os.getpid():
                 raise _forked()

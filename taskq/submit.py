@@ -22,7 +22,6 @@ from taskq.errors import BadArguments, NotEncodable, PayloadTooLarge, TaskqError
 from taskq.pipeline import batches
 from taskq.queue.task import NewTask
 from taskq.reconnecting import PASSING
-from taskq.registry import named
 from taskq.results import TaskHandle
 
 NOTE_COUNTS = 24 * 3600.0
@@ -47,8 +46,9 @@ def check(
                 raise entry.error
             offer = offers.get(entry.type)
             if offer is None:
-                offer = offers[entry.type] = client.resolve(named(entry.type))[0]
-            ready.append((entry, client.prepare(offer, entry.options, (), entry.arguments, "")))
+                offer = offers[entry.type] = client.catalog.offer(entry.type)
+            template = offer.with_options(entry.options)
+            ready.append((entry, client.prepare(template, (), entry.arguments, "")))
         except REFUSED as error:
             place = f"{source}: {entry.where}: " if entry.where else ""
             if skip is not None:

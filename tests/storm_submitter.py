@@ -16,7 +16,7 @@ from pathlib import Path
 
 from taskq.config import read_join
 from taskq.errors import ManagerUnavailable, OutcomeUnknown, QueueFull, ShuttingDown
-from taskq.queue.task import NewTask
+from taskq.queue.task import NewTask, new_task
 from taskq.service import Submitted
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
@@ -40,14 +40,14 @@ def batches(part: int, count: int, rng: random.Random) -> Iterator[list[tuple[in
 def make(number: int, part: int, rng: random.Random) -> NewTask:
     """The task with this number: mostly a quick one, some slower, some that fail, some with a key."""
     if number < 0:
-        return NewTask("quick", encode_arguments((number,), {}), key=f"shared{number}")
+        return new_task("quick", encode_arguments((number,), {}), key=f"shared{number}")
     key = f"own-{part}-{number}" if rng.random() < 0.1 else None
     kind = rng.random()
     if kind < 0.80:
-        return NewTask("quick", encode_arguments((number,), {}), key=key)
+        return new_task("quick", encode_arguments((number,), {}), key=key)
     if kind < 0.95:
-        return NewTask("nap", encode_arguments((number, rng.uniform(0.005, 0.06)), {}), key=key)
-    return NewTask("flaky", encode_arguments((number,), {}), backoff=0.2, key=key)
+        return new_task("nap", encode_arguments((number, rng.uniform(0.005, 0.06)), {}), key=key)
+    return new_task("flaky", encode_arguments((number,), {}), backoff=0.2, key=key)
 
 
 def submit(queue: RemoteQueue, client: int, seq: int, items: list[NewTask], counts: dict[str, int]) -> Submitted:

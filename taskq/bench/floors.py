@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskq.bench.figures import Row, median, percentile
-from taskq.queue.task import NewTask
+from taskq.queue.lots import lots
+from taskq.queue.task import new_task
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES
 from taskq.wire import codec
 from taskq.wire.client import RemoteQueue
@@ -123,8 +124,8 @@ def msgpack(count: int = 20_000) -> float:
     """Seconds to pack and unpack what a small task is on its way from the client to the worker."""
     started = time.perf_counter()
     for number in range(count):
-        task = NewTask("bench.noop", codec.encode_arguments((number,), {}), correlation_id="c" * 12)
-        codec.decode_arguments(codec.unpack(codec.pack(task))[1])
+        task = new_task("bench.noop", codec.encode_arguments((number,), {}), correlation_id="c" * 12)
+        codec.decode_arguments(codec.unpack(codec.pack(lots([task])))[0][1][0])
     return (time.perf_counter() - started) / count
 
 

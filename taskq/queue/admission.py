@@ -55,20 +55,6 @@ def full(queue: str, waiting: int, oldest: float | None) -> QueueFull:
 
 def record(id: int, item: NewTask, client: int, wall: float) -> Task:
     """The record of a task that was submitted at ``wall`` seconds."""
-    type, payload, queue, priority, max_retries, backoff, delay, timeout, key, correlation_id = item
-    return Task(
-        id,
-        type,
-        queue,
-        payload,
-        priority,
-        max_retries,
-        backoff,
-        timeout,
-        key,
-        correlation_id,
-        client,
-        wall,
-        wall + delay if delay else wall,
-        _LATER if delay else _AT_ONCE,
-    )
+    terms, payload, delay, key, correlation_id = item
+    due_at, state = (wall + delay, _LATER) if delay else (wall, _AT_ONCE)
+    return Task(id, terms, payload, key, correlation_id, client, wall, due_at, state)

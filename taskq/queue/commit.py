@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from taskq.errors import OutcomeUnknown, StoreFailed
-from taskq.queue.task import FINAL, RUNNING, Task, TaskRow, to_row
+from taskq.queue.task import FINAL, RUNNING, Task, TaskChange, TaskRow, to_change, to_row
 from taskq.stores.base import INLINE_PAYLOAD, Batch, CallRow, KeyRow, Store, TypeRow, WorkerRow
 
 
@@ -193,9 +193,12 @@ class GroupCommit:
 
 def _batch(unwritten: _Unwritten, stored_below: int, next_id: int, totals: dict[str, int]) -> Batch:
     new: list[TaskRow] = []
-    changed: list[TaskRow] = []
+    changed: list[TaskChange] = []
     for task in unwritten.tasks.values():
-        (new if task.id >= stored_below else changed).append(to_row(task))
+        if task.id >= stored_below:
+            new.append(to_row(task))
+        else:
+            changed.append(to_change(task))
     return Batch(
         new,
         changed,

@@ -19,8 +19,7 @@ QUEUES_KEPT = 1_000
 RECENT = 10
 RECENT_FAILURES = 20
 
-_queue = attrgetter("queue")
-_place = attrgetter("queue", "type")
+_queue, _terms = attrgetter("terms.queue"), attrgetter("terms")
 _TOTAL = {state: state.label for state in FINAL}
 TOTALS = ("submitted", "completed", "failed", "retried", "cancelled")
 
@@ -123,9 +122,9 @@ class Figures:
     def completed(self, tasks: Sequence[Task], ran: Iterable[float], now: float) -> None:
         """Running tasks completed, after so many seconds each."""
         times = iter(ran)
-        for (queue, type), group in groupby(tasks, _place):
+        for terms, group in groupby(tasks, _terms):
             buckets = [bucket_of(next(times)) for _ in group]
-            figures, kind = self.queues[queue], self.types[type]
+            figures, kind = self.queues[terms.queue], self.types[terms.type]
             figures.run_s.add(buckets, now)
             kind.run_s.add(buckets, now)
             figures.counts[RUNNING] -= len(buckets)

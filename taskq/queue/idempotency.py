@@ -10,9 +10,9 @@ from __future__ import annotations
 import marshal
 from collections.abc import Sequence
 from hashlib import blake2b
-from itertools import chain
 from typing import Generic, TypeVar
 
+from taskq.queue.lots import lots
 from taskq.queue.task import NewTask
 from taskq.stores.base import CallRow, KeyRow
 
@@ -28,13 +28,12 @@ _PLAIN = 2
 
 def content_digest(item: NewTask) -> bytes:
     """Digest of what a task is: not when it is to run, and not the id of its log lines."""
-    kept = item._replace(key=None, delay=0.0, correlation_id="")
-    return blake2b(marshal.dumps(tuple(kept), _PLAIN), digest_size=16).digest()
+    return blake2b(marshal.dumps((tuple(item.terms), item.payload), _PLAIN), digest_size=16).digest()
 
 
 def call_digest(items: Sequence[NewTask]) -> bytes:
     """Digest of a whole submit call."""
-    return blake2b(marshal.dumps(list(chain.from_iterable(items)), _PLAIN), digest_size=16).digest()
+    return blake2b(marshal.dumps(lots(items), _PLAIN), digest_size=16).digest()
 
 
 class Newest(Generic[K, V]):

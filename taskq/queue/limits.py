@@ -7,11 +7,11 @@ authenticated, so this guards against mistakes (another version, a faulty client
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from sys import intern
+from functools import lru_cache
 from typing import Any
 
 from taskq.errors import BadArguments, PayloadTooLarge
-from taskq.queue.task import NewTask
+from taskq.queue.task import NewTask, Terms, as_new_task
 from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_RESULT, NACK, PROGRESS, SNOOZE, Report, WorkerInfo
 
 MAX_NAME = 200
@@ -26,51 +26,69 @@ MAX_NUMBER = 2**63 - 1
 """Largest number that a store can hold."""
 
 
-def checked(items: Sequence[Sequence[object]], max_payload: int) -> list[NewTask]:
-    """The items of a submit call as records, which share what they have in common: a million that wait are 200 MB less.
+def checked(items: Sequence[NewTask], max_payload: int) -> list[NewTask]:
+    """The items of a submit call, with terms that they share: a million that wait are 200 MB less.
 
     Raises `BadArguments`, `PayloadTooLarge`; nothing is half accepted.
     """
     if not 0 < len(items) <= MAX_BATCH:
         raise BadArguments(f"a submit call takes 1 to {MAX_BATCH:,} tasks, not {len(items):,}")
     good: list[NewTask] = []
-    options: tuple[Any, ...] | None = None
-    for position, fields in enumerate(items):
+    given: object = None
+    usual: Sequence[object] | None = None
+    for position, item in enumerate(items):
         try:
-            if fields[2:] != options:
-                item = NewTask(*fields)  # type: ignore[arg-type]  # what the fields are is looked at next
-                _check_options(item)
-                options = item[2:]
-            kind, payload = fields[0], fields[1]
-            if not (type(kind) is str and 0 < len(kind) <= MAX_NAME and type(payload) is bytes):
-                raise ValueError("it has no type or no payload")
-        except (TypeError, ValueError) as error:
+            if item[0] is not given:
+                given = item[0]
+                terms = _accepted(*item[0])
+            _, payload, *own = item
+            if own != usual:
+                _check_own(*own)
+                usual = own
+            if type(payload) is not bytes:
+                raise ValueError("it has no payload")
+        except (TypeError, ValueError, IndexError) as error:
             raise BadArguments(f"entry {position + 1}: {error}; nothing was accepted") from None
         if len(payload) > max_payload:
             raise PayloadTooLarge(
                 f"entry {position + 1}: its arguments take {len(payload):,} bytes, {max_payload:,} are allowed",
                 hint="keep large data in a file or database and submit its name, or raise --max-payload",
             )
-        good.append(NewTask._make((intern(kind), payload, *options)))
+        good.append(as_new_task((terms, payload, *own)))
     return good
 
 
-def _check_options(item: NewTask) -> None:
-    if not (type(item.queue) is str and 0 < len(item.queue) <= MAX_NAME):
+@lru_cache(maxsize=4096, typed=True)
+def _accepted(*fields: Any) -> Terms:
+    """These terms, one object for all that are equal. Raises `ValueError`, `TypeError`."""
+    terms = Terms._make(fields)
+    if not (type(terms.type) is str and 0 < len(terms.type) <= MAX_NAME):
+        raise ValueError("it has no type")
+    if not (type(terms.queue) is str and 0 < len(terms.queue) <= MAX_NAME):
         raise ValueError(f"a queue's name has 1 to {MAX_NAME} characters")
-    if type(item.priority) is not int or abs(item.priority) > MAX_PRIORITY:
+    if type(terms.priority) is not int or abs(terms.priority) > MAX_PRIORITY:
         raise ValueError(f"priority is a number from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}")
-    if type(item.max_retries) is not int or not 0 <= item.max_retries <= MAX_RETRIES:
+    if type(terms.max_retries) is not int or not 0 <= terms.max_retries <= MAX_RETRIES:
         raise ValueError(f"max_retries is a number from 0 to {MAX_RETRIES:,}")
-    for name, seconds in (("backoff", item.backoff), ("delay", item.delay), ("timeout", item.timeout)):
-        if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds <= MAX_DELAY):
-            raise ValueError(f"{name} is a number of seconds from 0 to {MAX_DELAY:,.0f}")
-    if item.backoff is None or item.delay is None or item.timeout == 0:
-        raise ValueError("backoff and delay are needed, and a timeout is more than 0")
-    if item.key is not None and not (type(item.key) is str and 0 < len(item.key) <= MAX_KEY):
+    _check_seconds("backoff", terms.backoff)
+    if terms.timeout is not None:
+        _check_seconds("timeout", terms.timeout)
+        if terms.timeout == 0:
+            raise ValueError("a timeout is more than 0")
+    return terms
+
+
+def _check_own(delay: object, key: object, correlation_id: object) -> None:
+    _check_seconds("delay", delay)
+    if key is not None and not (type(key) is str and 0 < len(key) <= MAX_KEY):
         raise ValueError(f"a key has 1 to {MAX_KEY} characters")
-    if type(item.correlation_id) is not str or len(item.correlation_id) > MAX_NAME:
+    if type(correlation_id) is not str or len(correlation_id) > MAX_NAME:
         raise ValueError(f"a correlation id has at most {MAX_NAME} characters")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if not _is_seconds(value):
+        raise ValueError(f"{name} is a number of seconds from 0 to {MAX_DELAY:,.0f}")
 
 
 def check_number(name: str, value: object) -> None:

@@ -25,8 +25,7 @@ from taskq.queue.task import PENDING, Task
 SPARE = 1_000
 """Stale entries that are not worth a rebuilding."""
 
-_place = attrgetter("queue", "type")
-_priority = attrgetter("priority")
+_terms = attrgetter("terms")
 
 
 class Lane:
@@ -112,19 +111,17 @@ class Shelf:
 
     def push(self, task: Task) -> None:
         """Add a pending task."""
-        lane = self._lanes.get(task.priority)
-        if lane is None:
-            lane = self._add(task.priority, Lane())
-        lane.push(task)
+        priority = task.terms.priority
+        self._lane(priority).push(task)
 
-    def extend(self, tasks: Iterable[Task]) -> int:
-        """Add pending tasks whose ids rise and are higher than all that were given before; gives their number."""
-        before = self.pending
-        for priority, group in groupby(tasks, _priority):
-            run = list(group)
-            self.pending += len(run)
-            (self._lanes.get(priority) or self._add(priority, Lane())).extend(run)
-        return self.pending - before
+    def extend(self, priority: int, tasks: Sequence[Task]) -> None:
+        """Add pending tasks whose ids rise and are higher than all that were given before."""
+        self.pending += len(tasks)
+        self._lane(priority).extend(tasks)
+
+    def _lane(self, priority: int) -> Lane:
+        lane = self._lanes.get(priority)
+        return self._add(priority, Lane()) if lane is None else lane
 
     def _add(self, priority: int, lane: Lane) -> Lane:
         self._lanes[priority] = lane
@@ -196,8 +193,10 @@ class Ready:
     def extend(self, tasks: Iterable[Task]) -> dict[tuple[str, str], int]:
         """Add pending tasks whose ids rise and are higher than all given before; how many, by (queue, type)."""
         counts: dict[tuple[str, str], int] = {}
-        for place, group in groupby(tasks, _place):
-            counts[place] = counts.get(place, 0) + self.shelf(*place).extend(group)
+        for terms, group in groupby(tasks, _terms):
+            place, run = (terms.queue, terms.type), list(group)
+            self.shelf(*place).extend(terms.priority, run)
+            counts[place] = counts.get(place, 0) + len(run)
         return counts
 
     def gone(self, task: Task) -> None:

@@ -138,7 +138,7 @@ class QueueState:
         ids, existing, keys = resolve_keys(items, known, first)
         taken = set(existing)
         fresh = [position for position in range(len(items)) if position not in taken]
-        counts = Counter(items[position].queue for position in fresh)
+        counts = Counter(items[position].terms.queue for position in fresh)
         for queue, count in counts.items():
             if self.figures.queues[queue].waiting() + count > self.settings.max_pending:
                 raise full(queue, self.figures.queues[queue].waiting(), self.oldest_pending(now).get(queue))
@@ -307,10 +307,10 @@ class QueueState:
         task.started_at = now.wall - ran
         worker.failed += 1
         self.figures.failed(task, ran, now.mono)
-        if delay == -1 or task.failures > task.max_retries:
+        if delay == -1 or task.failures > task.terms.max_retries:
             self._take_from(worker, task, Event.FAIL, now, changes)
             return
-        wait = retry_delay(task.id, task.failures, task.backoff) if delay is None else delay
+        wait = retry_delay(task.id, task.failures, task.terms.backoff) if delay is None else delay
         task.due_at = now.wall + wait
         task.finished_at = None
         if not task.cancel_requested:

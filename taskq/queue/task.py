@@ -6,6 +6,8 @@ Heaps, lanes, counters and indexes are bookkeeping and live elsewhere (`ready`, 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -50,36 +52,55 @@ class TaskError(NamedTuple):
     traceback: str = ""
 
 
-class NewTask(NamedTuple):
-    """One task in a submit call, as it travels: positional, only plain data.
+class Terms(NamedTuple):
+    """What tasks that are submitted alike have in common; they share one object of it.
 
-    ``payload``: the encoded arguments, opaque to the manager. ``delay``: seconds from now. ``backoff``: seconds before
-    the first retry, doubled for each further one. ``timeout``: seconds, None = no limit. ``key``: the caller's own
-    idempotency key. ``correlation_id``: copied into logs; made by the submitter.
+    ``priority``: higher first. ``backoff``: seconds before the first retry, doubled for each further one. ``timeout``:
+    seconds, None = no limit.
     """
 
     type: str
-    payload: bytes
     queue: str = "default"
     priority: int = 0
     max_retries: int = DEFAULT_MAX_RETRIES
     backoff: float = DEFAULT_BACKOFF
-    delay: float = 0.0
     timeout: float | None = None
+
+
+class NewTask(NamedTuple):
+    """One task in a submit call: only plain data.
+
+    ``payload``: the encoded arguments, opaque to the manager. ``delay``: seconds from now. ``key``: the caller's own
+    idempotency key. ``correlation_id``: copied into logs; made by the submitter.
+    """
+
+    terms: Terms
+    payload: bytes
+    delay: float = 0.0
     key: str | None = None
     correlation_id: str = ""
+
+
+def new_task(
+    type: str, payload: bytes, *, delay: float = 0.0, key: str | None = None, correlation_id: str = "", **terms: Any
+) -> NewTask:
+    """A task on its own: ``terms`` are the fields of `Terms`."""
+    return NewTask(Terms(type, **terms), payload, delay, key, correlation_id)
+
+
+as_new_task: Callable[[Sequence[Any]], NewTask] = partial(tuple.__new__, NewTask)
+"""`NewTask` of its fields in their order, without a look at them: each task that passes is made twice."""
 
 
 class Task:
     """One accepted task. Times are wall-clock seconds; ids and runs are integers given by the manager.
 
-    ``payload`` is None while it rests in the store only. ``client`` is the random number of the submitting client
-    (its results feed). ``worker`` is the incarnation that runs it, or ran it last. ``held_by`` of a running task is
-    that worker's name for people.
+    ``terms``: what it has in common with others. ``payload`` is None while it rests in the store only. ``client`` is
+    the random number of the submitting client (its results feed). ``worker`` is the incarnation that runs it, or ran it
+    last; ``worker_name`` is that worker's name for people.
     """
 
     __slots__ = (
-        "backoff",
         "cancel_requested",
         "client",
         "correlation_id",
@@ -90,17 +111,13 @@ class Task:
         "finished_at",
         "id",
         "key",
-        "max_retries",
         "payload",
-        "priority",
-        "queue",
         "result",
         "run",
         "started_at",
         "state",
         "submitted_at",
-        "timeout",
-        "type",
+        "terms",
         "worker",
         "worker_name",
     )
@@ -108,13 +125,8 @@ class Task:
     def __init__(  # noqa: PLR0913  (a record has as many fields as it has)
         self,
         id: int,
-        type: str,
-        queue: str,
+        terms: Terms,
         payload: bytes | None,
-        priority: int,
-        max_retries: int,
-        backoff: float,
-        timeout: float | None,
         key: str | None,
         correlation_id: str,
         client: int,
@@ -133,13 +145,8 @@ class Task:
         error: TaskError | None = None,
     ) -> None:
         self.id = id
-        self.type = type
-        self.queue = queue
+        self.terms = terms
         self.payload = payload
-        self.priority = priority
-        self.max_retries = max_retries
-        self.backoff = backoff
-        self.timeout = timeout
         self.key = key
         self.correlation_id = correlation_id
         self.client = client
@@ -156,6 +163,16 @@ class Task:
         self.finished_at = finished_at
         self.result = result
         self.error = error
+
+    @property
+    def type(self) -> str:
+        """The name of its type."""
+        return self.terms.type
+
+    @property
+    def queue(self) -> str:
+        """The name of its queue."""
+        return self.terms.queue
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.type} {self.state.label} run={self.run}>"
@@ -193,20 +210,56 @@ class TaskRow(NamedTuple):
     result: bytes | None
     error: tuple[str, str, str, str] | None
 
+    def change(self) -> TaskChange:
+        """The part of it that may change."""
+        return TaskChange._make((self.id, *self[1 - len(TaskChange._fields) :]))
 
-_row_of = TaskRow._make
-_fields_of = attrgetter(*("state._value_" if name == "state" else name for name in TaskRow._fields))
-"""A record's fields in the order of a row; read at once, since each task that passes is read twice."""
+
+class TaskChange(NamedTuple):
+    """What may have changed of a stored task: the row's fields from `due_at` on, copied."""
+
+    id: int
+    due_at: float
+    state: int
+    run: int
+    failures: int
+    deaths: int
+    cancel_requested: bool
+    worker: str | None
+    worker_name: str | None
+    started_at: float | None
+    finished_at: float | None
+    result: bytes | None
+    error: tuple[str, str, str, str] | None
+
+
+def _reader(fields: Sequence[str]) -> Callable[[Task], tuple[Any, ...]]:
+    """Reads these fields of a row from a record, all at once: each task that passes is read twice."""
+    places = {"state": "state._value_", **{name: f"terms.{name}" for name in Terms._fields}}
+    return attrgetter(*(places.get(name, name) for name in fields))
+
+
+_row_fields, _change_fields = _reader(TaskRow._fields), _reader(TaskChange._fields)
+_row_of: Callable[[Sequence[Any]], TaskRow] = partial(tuple.__new__, TaskRow)
+_change_of: Callable[[Sequence[Any]], TaskChange] = partial(tuple.__new__, TaskChange)
+_shared_terms = lru_cache(maxsize=4096)(Terms)
 
 
 def to_row(task: Task) -> TaskRow:
     """Copy a record for a store; call it under the lock that guards the record."""
-    return _row_of(_fields_of(task))
+    return _row_of(_row_fields(task))
+
+
+def to_change(task: Task) -> TaskChange:
+    """Copy what may have changed of a record since it was stored; call it under the lock that guards the record."""
+    return _change_of(_change_fields(task))
 
 
 def from_row(row: TaskRow) -> Task:
     """The record that a store gave back."""
-    task = Task(*row)  # type: ignore[arg-type]  # state and error get their types in the next lines
+    id, type, queue, payload, priority, max_retries, backoff, timeout, key, correlation_id, client, *rest = row
+    terms = _shared_terms(type, queue, priority, max_retries, backoff, timeout)
+    task = Task(id, terms, payload, key, correlation_id, client, *rest)  # type: ignore[arg-type]  # see the next lines
     task.state = _STATES[row.state]
     task.cancel_requested = bool(row.cancel_requested)
     if row.error is not None:

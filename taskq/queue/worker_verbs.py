@@ -223,14 +223,15 @@ def _fitting(handouts: Sequence[Handout]) -> int:
 
 
 def _handout(task: Task) -> Handout:
+    terms = task.terms
     return Handout(
         task.id,
         task.run,
-        task.type,
+        terms.type,
         cast(bytes, task.payload),  # None while it rests in the store: `_with_payloads` fetches it
-        task.queue,
+        terms.queue,
         task.failures + task.deaths + 1,
-        task.timeout,
+        terms.timeout,
         task.correlation_id,
         task.submitted_at,
     )

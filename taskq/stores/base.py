@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from taskq.queue.task import State, TaskRow
+from taskq.queue.task import State, TaskChange, TaskRow
 
 INLINE_PAYLOAD = 64
 """Bytes: payloads up to this size are loaded with their task at start; larger ones rest until it is handed out."""
@@ -65,13 +65,12 @@ class TypeRow(NamedTuple):
 class Batch:
     """Everything that one transaction writes.
 
-    A task is in ``new`` when the store does not have it yet, else in ``changed``, never in both. The payload
-    of a row in ``changed`` is ignored, and so are the other fields that stand before ``due_at``: they never change.
+    A task is in ``new`` when the store does not have it yet, else in ``changed``, never in both.
     ``next_id`` and ``totals`` are written with each batch.
     """
 
     new: list[TaskRow] = field(default_factory=list)
-    changed: list[TaskRow] = field(default_factory=list)
+    changed: list[TaskChange] = field(default_factory=list)
     calls: list[CallRow] = field(default_factory=list)
     keys: list[KeyRow] = field(default_factory=list)
     types: list[TypeRow] = field(default_factory=list)

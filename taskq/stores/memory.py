@@ -75,9 +75,10 @@ class MemoryStore:
                 raise StoreFailed("the store is closed")
             for row in batch.new:
                 self._put(row)
-            for row in batch.changed:
-                if row.id in self._rows:
-                    self._put(row._replace(payload=self._rows[row.id].payload))
+            for change in batch.changed:
+                before = self._rows.get(change.id)
+                if before is not None:
+                    self._put(TaskRow._make((*before[: 1 - len(change)], *change[1:])))
             for call in batch.calls:
                 self._calls[call.client, call.seq] = call
                 self._last_seqs[call.client] = max(call.seq, self._last_seqs.get(call.client, 0))

@@ -24,7 +24,7 @@ from sys import intern
 from typing import Any
 
 from taskq.errors import ConfigError
-from taskq.queue.task import TaskRow
+from taskq.queue.task import TaskChange, TaskRow
 from taskq.stores.base import INLINE_PAYLOAD
 
 APPLICATION_ID = 0x7461736B
@@ -73,9 +73,8 @@ TABLES = (
     "CREATE TABLE type (name TEXT, info TEXT, PRIMARY KEY (name, info))",
 )
 
-_FIELDS = TaskRow._fields
+_FIELDS, _CHANGING = TaskRow._fields, TaskChange._fields[1:]
 _PAYLOAD = _FIELDS.index("payload")
-_DUE_AT = _FIELDS.index("due_at")  # from here on a record changes
 _RUN = _FIELDS.index("run")  # from here on there is nothing before the first run
 _RESULT = _FIELDS.index("result")
 _make = TaskRow._make
@@ -113,7 +112,7 @@ def _replacing(columns: Sequence[str], key: str) -> str:
 
 INSERT_FRESH = Insert("task", _FIELDS[:_RUN])
 INSERT_WHOLE = Insert("task", _FIELDS)
-UPDATE = Insert("task", ("id", *_FIELDS[_DUE_AT:]), _replacing(_FIELDS[_DUE_AT:], "id"))
+UPDATE = Insert("task", TaskChange._fields, _replacing(_CHANGING, "id"))
 """Of rows that are there: an upsert, since it takes many rows in one statement (and is faster than UPDATE FROM)."""
 INSERT_PAYLOAD = Insert("payload", ("id", "data"))
 INSERT_RESULT = Insert("result", ("id", "data"), _replacing(("data",), "id"))
@@ -204,12 +203,12 @@ class Stored:
 
     fresh: list[tuple[Any, ...]] = field(default_factory=list)
     whole: list[tuple[Any, ...]] = field(default_factory=list)
-    changed: list[tuple[Any, ...]] = field(default_factory=list)
+    changed: list[Sequence[Any]] = field(default_factory=list)
     payloads: list[tuple[int, bytes]] = field(default_factory=list)
     results: list[tuple[int, bytes]] = field(default_factory=list)
 
 
-def stored(new: Iterable[TaskRow], changed: Iterable[TaskRow]) -> Stored:
+def stored(new: Iterable[TaskRow], changed: Iterable[TaskChange]) -> Stored:
     """Take rows apart for the tables they go to."""
     to = Stored()
     for row in new:
@@ -221,11 +220,14 @@ def stored(new: Iterable[TaskRow], changed: Iterable[TaskRow]) -> Stored:
             to.fresh.append(head)
         else:
             to.whole.append((*head, *row[_RUN:_RESULT], *_outcome(row, to.results)))
-    to.changed = [(row.id, *row[_DUE_AT:_RESULT], *_outcome(row, to.results)) for row in changed]
+    to.changed = [
+        change if change.result is None and change.error is None else (*change[:-2], *_outcome(change, to.results))
+        for change in changed
+    ]
     return to
 
 
-def _outcome(row: TaskRow, results: list[tuple[int, bytes]]) -> tuple[bytes | int | None, str | None]:
+def _outcome(row: TaskRow | TaskChange, results: list[tuple[int, bytes]]) -> tuple[bytes | int | None, str | None]:
     result: bytes | int | None = row.result
     if row.result is not None and len(row.result) > INLINE:
         results.append((row.id, row.result))

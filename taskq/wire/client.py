@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from taskq.config import Join
 from taskq.errors import FrameTooLarge, Malformed, ManagerUnavailable, from_wire
+from taskq.queue.lots import lots
 from taskq.queue.task import NewTask
 from taskq.service import (
     Attached,
@@ -78,7 +79,7 @@ class RemoteQueue:
 
     def submit(self, client: int, seq: int, items: Sequence[NewTask]) -> Submitted:
         """Accept all of these tasks, or none."""
-        return Submitted(*self._call("submit", client, seq, items))
+        return Submitted(*self._call("submit", client, seq, lots(items)))
 
     def finished(self, client: int, cursor: int, timeout: float) -> Finished:
         """The next outcomes of this client's tasks."""

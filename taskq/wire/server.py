@@ -24,8 +24,9 @@ from typing import Any, NoReturn
 from taskq.config import Address
 from taskq.errors import ConfigError, FrameTooLarge, Malformed, TaskqError, to_wire
 from taskq.logs import event
+from taskq.queue.lots import tasks
 from taskq.queue.task import NewTask
-from taskq.service import VERBS, QueueService
+from taskq.service import MAX_BATCH, VERBS, QueueService
 from taskq.wire import codec
 from taskq.wire.door import Door
 from taskq.wire.frames import ERROR, MAX_FRAME, OK, Channel, ConnectionLost, NotAFrame
@@ -214,8 +215,8 @@ class _Verbs:
         if len(args) != arity:
             raise Malformed(f"{verb} takes {arity} arguments, not {len(args)}")
         if verb == "submit":
-            client, seq, items = args
-            return method(client, seq, _tasks(items))
+            client, seq, lots = args
+            return method(client, seq, _tasks(lots))
         return method(*args)
 
 
@@ -245,12 +246,12 @@ def _parse(data: bytes) -> tuple[int, str, tuple[Any, ...]]:
     raise Malformed("not a request: it must be an id, a verb and its arguments")
 
 
-def _tasks(items: Any) -> Sequence[NewTask]:
-    """The tasks of a submit call, which travel as plain arrays. Raises `Malformed`."""
+def _tasks(lots: Any) -> Sequence[NewTask]:
+    """The tasks of a submit call, which travel in lots. Raises `Malformed`."""
     try:
-        return tuple(map(NewTask._make, items))
-    except TypeError as error:
-        raise Malformed(f"not a task: {error}") from None
+        return tasks(lots, MAX_BATCH)
+    except (TypeError, ValueError, IndexError) as error:
+        raise Malformed(f"not the tasks of a submit call: {error}") from None
 
 
 class QueueManager(BaseManager):

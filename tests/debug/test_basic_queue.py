@@ -22,7 +22,7 @@ from taskq.errors import (
     TaskNotFound,
 )
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import NewTask, State, TaskRow
+from taskq.queue.task import State, TaskRow, new_task
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE, Handout, TypeInfo
 from taskq.stores.base import Store
 from taskq.stores.memory import MemoryStore
@@ -60,7 +60,7 @@ class Desk:
     def submit(self, *payloads: bytes, type: str = "noop", **options: Any) -> list[int]:
         """Submit tasks with these payloads; gives their ids."""
         self.seq += 1
-        tasks = [NewTask(type, payload, **options) for payload in payloads or (b"p",)]
+        tasks = [new_task(type, payload, **options) for payload in payloads or (b"p",)]
         return list(self.queue.submit(CLIENT, self.seq, tasks).ids)
 
     def reserve(self, slots: int = 100) -> list[Handout]:
@@ -409,12 +409,12 @@ def test_a_task_that_kills_its_workers_is_poisoned_after_three(desk: Desk) -> No
 
 
 def test_the_same_call_again_gives_the_same_ids(desk: Desk) -> None:
-    tasks = [NewTask("noop", b"a"), NewTask("noop", b"b")]
+    tasks = [new_task("noop", b"a"), new_task("noop", b"b")]
     first = desk.queue.submit(CLIENT, 100, tasks)
     assert desk.queue.submit(CLIENT, 100, tasks).ids == first.ids
     assert len(desk.reserve()) == 2
     with pytest.raises(KeyConflict):
-        desk.queue.submit(CLIENT, 100, [NewTask("noop", b"other")])
+        desk.queue.submit(CLIENT, 100, [new_task("noop", b"other")])
 
 
 def test_the_same_key_again_gives_the_same_task(desk: Desk) -> None:
@@ -427,7 +427,7 @@ def test_the_same_key_again_gives_the_same_task(desk: Desk) -> None:
 
 
 def test_the_same_call_again_gives_the_same_ids_also_where_keys_had_theirs(desk: Desk) -> None:
-    keyed, plain = NewTask("noop", b"k", key="k"), NewTask("noop", b"p")
+    keyed, plain = new_task("noop", b"k", key="k"), new_task("noop", b"p")
     first = desk.queue.submit(CLIENT, 100, [keyed])
     second = desk.queue.submit(CLIENT, 101, [plain, keyed, plain, keyed._replace(key="l"), keyed._replace(key="l")])
     assert (second.ids[1], list(second.existing)) == (first.ids[0], [1, 4]) and second.ids[3] == second.ids[4]

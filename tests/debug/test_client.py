@@ -23,7 +23,7 @@ from taskq.builtin_tasks import compute, fail, http_request, sleep
 from taskq.client import Client
 from taskq.config import Address, Join
 from taskq.pipeline import batches
-from taskq.queue.task import NewTask
+from taskq.queue.task import new_task
 from taskq.registry import current_task, named, task
 from taskq.results import RemoteTraceback, TaskHandle
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Submitted, TypeInfo
@@ -186,7 +186,7 @@ def test_as_completed_yields_as_they_finish_once_each(here: Here) -> None:
 
 def test_batches_are_cut_at_items_and_bytes() -> None:
     def sizes(lengths: list[int]) -> list[int]:
-        return [len(batch) for batch in batches(NewTask("t", b"x" * length) for length in lengths)]
+        return [len(batch) for batch in batches(new_task("t", b"x" * length) for length in lengths)]
 
     assert sizes([1] * 2_001) == [1_000, 1_000, 1]
     assert sizes([MAX_BATCH_BYTES * 2, 1, 1]) == [1, 2]
@@ -260,7 +260,7 @@ def test_by_name_the_announced_signature_and_defaults_count(here: Here) -> None:
     q = here.client()
     with pytest.raises(errors.BadArguments, match=r'my\.elsewhere\(value, extra\) is missing the argument "value"'):
         q.submit(name, extra=2)
-    offer, _ = q.resolve(name)
+    offer = q.catalog.template(name).terms
     assert (offer.queue, offer.max_retries, offer.backoff, offer.timeout) == ("away", 7, 3, 9)
 
 

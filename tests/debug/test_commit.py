@@ -72,9 +72,9 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def item(kind: str = "x", **options: Any) -> Any:
-    from taskq.queue.task import NewTask
+    from taskq.queue.task import new_task
 
-    return NewTask(kind, b"p", **options)
+    return new_task(kind, b"p", **options)
 
 
 def join(queue: JobQueue, name: str = "w", types: tuple[str, ...] = ("x",)) -> int:

@@ -44,7 +44,15 @@ ONLY_IN = {
 
 PURE = (
     *("queue.task", "queue.lifecycle", "queue.retry", "queue.ready", "queue.schedule", "queue.state", "queue.leases"),
-    *("queue.admission", "queue.announced", "queue.changes", "queue.check", "queue.idempotency", "queue.limits"),
+    *(
+        "queue.admission",
+        "queue.announced",
+        "queue.changes",
+        "queue.check",
+        "queue.idempotency",
+        "queue.limits",
+        "queue.lots",
+    ),
     *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec"),
     *("layout", "records", "views", "bench.figures"),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskq.queue.task import NewTask
+from taskq.queue.task import new_task
 from taskq.service import ACK, MAX_BATCH_BYTES, NACK, Handout
 from taskq.wire.client import RemoteQueue
 
@@ -47,7 +47,7 @@ def queue(here: Any) -> Iterator[RemoteQueue]:
 
 def submit(queue: RemoteQueue, *sizes: int) -> list[int]:
     client = secrets.randbits(62)
-    calls = [queue.submit(client, seq, [NewTask("noop", bytes(size))]) for seq, size in enumerate(sizes, start=1)]
+    calls = [queue.submit(client, seq, [new_task("noop", bytes(size))]) for seq, size in enumerate(sizes, start=1)]
     return [call.ids[0] for call in calls]
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from taskq.errors import BadArguments, PayloadTooLarge
 from taskq.queue.limits import check_reports, check_worker, checked
-from taskq.queue.task import NewTask
+from taskq.queue.task import NewTask, new_task
 from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_RESULT, NACK, PROGRESS, SNOOZE
 
-GOOD = NewTask("x", b"p")
+GOOD = new_task("x", b"p")
 ERROR = ("error", "E", "m", "t")
 
 
@@ -19,12 +19,13 @@ ERROR = ("error", "E", "m", "t")
     "item",
     [
         GOOD,
-        GOOD._replace(queue="q" * 200, priority=-1000, max_retries=0, backoff=0, delay=1, timeout=0.5, key="k"),
-        GOOD._replace(priority=1000, correlation_id="c" * 200),
+        new_task("x", b"p", queue="q" * 200, priority=-1000, max_retries=0, backoff=0, delay=1, timeout=0.5, key="k"),
+        new_task("x", b"p", priority=1000, correlation_id="c" * 200),
     ],
 )
 def test_what_fits_comes_in_as_it_is(item: NewTask) -> None:
-    assert checked([tuple(item)], 100) == [item]
+    assert checked([item], 100) == [item]
+    assert checked([item], 100)[0].terms is checked([item._replace(key="other")], 100)[0].terms
 
 
 @pytest.mark.parametrize(
@@ -53,11 +54,11 @@ def test_what_fits_comes_in_as_it_is(item: NewTask) -> None:
 )
 def test_one_wrong_item_refuses_the_call_and_is_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadArguments, match=r"entry 2: .*; nothing was accepted"):
-        checked([GOOD, GOOD._replace(**wrong)], 100)
+        checked([GOOD, new_task(**{"type": "x", "payload": b"p", **wrong})], 100)
 
 
 def test_items_of_another_shape_and_calls_of_another_size_are_refused() -> None:
-    for items in ([], [GOOD] * (MAX_BATCH + 1), [("x",)], [(*GOOD, 1)], [5]):
+    for items in ([], [GOOD] * (MAX_BATCH + 1), [("x",)], [(*GOOD, 1)], [GOOD._replace(terms=("x",))], [5]):
         with pytest.raises(BadArguments):
             checked(items, 100)  # type: ignore[arg-type]  # what a faulty peer might send
     with pytest.raises(PayloadTooLarge, match="take 101 bytes, 100 are allowed"):

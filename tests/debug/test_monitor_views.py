@@ -17,7 +17,7 @@ from taskq import monitor, records, views
 from taskq.clock import FakeClock, SystemClock
 from taskq.errors import ManagerUnavailable, TaskqError
 from taskq.layout import Column, table
-from taskq.queue.task import NewTask, State, TaskRow, describe
+from taskq.queue.task import NewTask, State, TaskRow, Terms, describe
 from taskq.wire import codec
 
 SNAPSHOT: dict[str, Any] = {
@@ -603,4 +603,4 @@ def test_answers_to_cancel_in_words() -> None:
 
 
 def test_a_new_task_has_the_fields_that_a_record_shows() -> None:
-    assert {"type", "queue", "priority", "payload", "correlation_id"} <= set(NewTask._fields) & {*SHOWN}
+    assert {"type", "queue", "priority", "payload", "correlation_id"} <= {*NewTask._fields, *Terms._fields} & {*SHOWN}

@@ -13,7 +13,7 @@ from taskq.config import QueueSettings
 from taskq.errors import KeyConflict
 from taskq.queue.check import check
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import NewTask
+from taskq.queue.task import NewTask, new_task
 from taskq.service import ACK, NACK, Handout
 from taskq.stores.base import KEEP_CALLS
 from taskq.stores.memory import MemoryStore
@@ -53,9 +53,9 @@ class JobQueueWalk(RuleBasedStateMachine):
     @rule(sizes=st.lists(SIZES, min_size=1, max_size=3), key=st.sampled_from([None, "k", "l"]), delay=st.booleans())
     def submit(self, sizes: list[int], key: str | None, delay: bool) -> None:
         seq = len(self.calls) + 1
-        items = [NewTask("x", b"%d" % seq + bytes(size), max_retries=1, delay=5.0 * delay) for size in sizes]
+        items = [new_task("x", b"%d" % seq + bytes(size), max_retries=1, delay=5.0 * delay) for size in sizes]
         if key is not None:
-            items.append(NewTask("x", b"for " + key.encode() * 30, key=key))
+            items.append(new_task("x", b"for " + key.encode() * 30, key=key))
         told = self.queue.submit(1, seq, items)
         for position, (id, item) in enumerate(zip(told.ids, items, strict=True)):
             if item.key is not None and item.key in self.keys:
@@ -76,7 +76,7 @@ class JobQueueWalk(RuleBasedStateMachine):
             return
         if wrong:
             try:
-                self.queue.submit(1, seq, [*items, NewTask("x", b"another")])
+                self.queue.submit(1, seq, [*items, new_task("x", b"another")])
             except KeyConflict:
                 return
             raise AssertionError("the same call with other tasks was accepted")

@@ -18,7 +18,7 @@ from taskq.queue.idempotency import Recent, content_digest
 from taskq.queue.leases import SILENT_KEPT, Moment, Worker
 from taskq.queue.ready import Ready
 from taskq.queue.state import DUE_STEP, QueueState
-from taskq.queue.task import PENDING, NewTask, State, Task, TaskRow, to_row
+from taskq.queue.task import PENDING, NewTask, State, Task, TaskRow, Terms, new_task, to_row
 from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE
 from taskq.stores.base import KeyRow
 
@@ -47,7 +47,7 @@ def join(state: QueueState, name: str = "w", queues: tuple[str, ...] = (), now: 
 
 
 def put(state: QueueState, *items: NewTask, now: Moment = START) -> list[int]:
-    return state.submit(1, items or (NewTask("x", b"p"),), {}, now).ids
+    return state.submit(1, items or (new_task("x", b"p"),), {}, now).ids
 
 
 def take(state: QueueState, worker: Worker, slots: int = 1, now: Moment = START, waiting: int = 0) -> list[Task]:
@@ -56,7 +56,7 @@ def take(state: QueueState, worker: Worker, slots: int = 1, now: Moment = START,
 
 def test_submit_says_all_that_it_changed() -> None:
     state = new_state()
-    accepted = state.submit(7, [NewTask("x", b"p"), NewTask("y", b"q", "mail", delay=9.0)], {}, START)
+    accepted = state.submit(7, [new_task("x", b"p"), new_task("y", b"q", queue="mail", delay=9.0)], {}, START)
     first, second = accepted.changes.written
     assert accepted.ids == [1, 2] and accepted.existing == [] and accepted.keys == []
     assert accepted.changes == Changes([first, second], [], {("default", "x"): 1}, [])
@@ -67,7 +67,12 @@ def test_submit_says_all_that_it_changed() -> None:
 
 def test_hand_outs_go_by_priority_then_age_over_all_queues() -> None:
     state = new_state()
-    items = [NewTask("x", b"", "a"), NewTask("y", b"", "b", 5), NewTask("x", b"", "b"), NewTask("y", b"", "a", 5)]
+    items = [
+        new_task("x", b"", queue="a"),
+        new_task("y", b"", queue="b", priority=5),
+        new_task("x", b"", queue="b"),
+        new_task("y", b"", queue="a", priority=5),
+    ]
     put(state, *items)
     assert [task.id for task in take(state, join(state), 4)] == [2, 4, 1, 3]
 
@@ -82,7 +87,7 @@ def test_hand_outs_go_by_priority_then_age_over_all_queues() -> None:
 def test_whatever_comes_in_whatever_order_is_handed_out_by_priority_and_age(
     order: list[int], priorities: list[int], gone: set[int], cut: int, later: list[int]
 ) -> None:
-    tasks = {n: Task(n, "x", "q", b"", priorities[n % 9], 0, 0, None, None, "", 1, 0, 0, PENDING) for n in range(1, 13)}
+    tasks = {n: Task(n, Terms("x", "q", priorities[n % 9]), b"", None, "", 1, 0, 0, PENDING) for n in range(1, 13)}
     ready, others = Ready(), Ready()
     for number in order:
         ready.push(tasks[number])
@@ -93,22 +98,22 @@ def test_whatever_comes_in_whatever_order_is_handed_out_by_priority_and_age(
     for number in later:
         others.push(tasks[number])
     ready.absorb(others)
-    expected = sorted(set(order) - gone, key=lambda n: (-tasks[n].priority, n))
+    expected = sorted(set(order) - gone, key=lambda n: (-tasks[n].terms.priority, n))
     assert [task.id for task in found] == expected[:cut]
-    expected = sorted([*expected[cut:], *later], key=lambda n: (-tasks[n].priority, n))
+    expected = sorted([*expected[cut:], *later], key=lambda n: (-tasks[n].terms.priority, n))
     assert [task.id for task in ready.take(ready.serving((), ("x",)), 20)] == expected
     assert not ready.shelves
 
 
 def test_a_worker_gets_only_what_it_serves() -> None:
     state = new_state()
-    put(state, NewTask("x", b"", "a"), NewTask("z", b"", "b"), NewTask("y", b"", "b"))
+    put(state, new_task("x", b"", queue="a"), new_task("z", b"", queue="b"), new_task("y", b"", queue="b"))
     assert [task.id for task in take(state, join(state, queues=("b",)), 4)] == [3]
 
 
 def test_a_short_backlog_is_shared_out_evenly() -> None:
     state = new_state()
-    put(state, *[NewTask("x", b"")] * 8)
+    put(state, *[new_task("x", b"")] * 8)
     shares = [len(take(state, join(state, f"w{n}"), 4, waiting=3 - n)) for n in range(4)]
     assert shares == [2, 2, 2, 2]
 
@@ -134,7 +139,7 @@ def test_an_expired_run_is_over_even_for_the_worker_that_has_the_task_again() ->
 
 def test_three_deaths_poison_and_what_had_not_started_goes_back_unharmed() -> None:
     state = new_state()
-    put(state, NewTask("x", b"", priority=1), NewTask("x", b""))
+    put(state, new_task("x", b"", priority=1), new_task("x", b""))
     now = START
     for death in (1, 2, 3):
         worker = join(state, f"w{death}", now=now)
@@ -155,7 +160,7 @@ def test_three_deaths_poison_and_what_had_not_started_goes_back_unharmed() -> No
 
 def test_retries_wait_longer_each_time_and_end() -> None:
     state = new_state()
-    put(state, NewTask("x", b"", max_retries=2, backoff=4.0))
+    put(state, new_task("x", b"", max_retries=2, backoff=4.0))
     worker, now = join(state), START
     for low, high in ((2.0, 4.0), (4.0, 8.0)):
         (task,) = take(state, worker, now=now)
@@ -172,7 +177,7 @@ def test_retries_wait_longer_each_time_and_end() -> None:
 
 def test_attaching_again_gives_back_what_the_worker_does_not_hold() -> None:
     state = new_state()
-    put(state, *[NewTask("x", b"")] * 3)
+    put(state, *[new_task("x", b"")] * 3)
     worker = join(state)
     kept, lost, _ = take(state, worker, 3)
     held = [(kept.id, kept.run), (99, 5)]
@@ -233,7 +238,7 @@ def restarted(before: QueueState, *rows: TaskRow) -> QueueState:
 def test_a_task_that_was_taken_up_by_its_worker_goes_on_like_any_other(stored: str, end: str) -> None:
     """Its old entry stays behind where it waited, and must not come to life again."""
     before = new_state()
-    number, follower = put(before, NewTask("x", b"p", delay=0.0 if stored == "pending" else 1.0), NewTask("x", b"p"))
+    number, follower = put(before, new_task("x", b"p", delay=0.0 if stored == "pending" else 1.0), new_task("x", b"p"))
     rows = [to_row(before.tasks[number]), to_row(before.tasks[follower])]
     before.tick(after(2))
     (task,) = take(before, join(before), now=after(2))
@@ -337,11 +342,11 @@ def test_a_stopped_worker_keeps_its_old_lease_only() -> None:
 
 def test_a_full_queue_takes_nothing_of_a_call_and_other_queues_go_on() -> None:
     state = new_state(max_pending=3)
-    put(state, NewTask("x", b""), NewTask("x", b"", delay=60.0))
+    put(state, new_task("x", b""), new_task("x", b"", delay=60.0))
     with pytest.raises(QueueFull, match=r'queue "default" is full \(2 pending, oldest 1m05s\); not accepted'):
-        put(state, NewTask("x", b"", "other"), NewTask("x", b""), NewTask("x", b""), now=after(65))
+        put(state, new_task("x", b"", queue="other"), new_task("x", b""), new_task("x", b""), now=after(65))
     assert sorted(state.tasks) == [1, 2] and state.figures.totals["submitted"] == 2
-    assert put(state, *[NewTask("x", b"", "other")] * 3) == [3, 4, 5]
+    assert put(state, *[new_task("x", b"", queue="other")] * 3) == [3, 4, 5]
     check(state)
 
 
@@ -355,20 +360,20 @@ def test_what_was_learned_of_a_client_is_never_unlearned() -> None:
 
 def test_a_key_gives_the_same_task_or_a_conflict() -> None:
     state = new_state()
-    item = NewTask("x", b"p", key="k")
+    item = new_task("x", b"p", key="k")
     known = {"k": KeyRow("k", 77, content_digest(item))}
-    accepted = state.submit(1, [item, NewTask("x", b"p"), item._replace(correlation_id="c")], known, START)
+    accepted = state.submit(1, [item, new_task("x", b"p"), item._replace(correlation_id="c")], known, START)
     assert accepted.ids == [77, 2, 77] and accepted.existing == [0, 2] and sorted(state.tasks) == [2]
     twins = state.submit(1, [item, item], {}, START)
     assert twins.ids == [4, 4] and twins.existing == [1] and [row.key for row in twins.keys] == ["k"]
     with pytest.raises(KeyConflict, match="belongs to task 77"):
-        state.submit(1, [NewTask("x", b"n"), item._replace(payload=b"other")], known, START)
+        state.submit(1, [new_task("x", b"n"), item._replace(payload=b"other")], known, START)
     assert sorted(state.tasks) == [2, 4]
 
 
 def test_a_cancelled_running_task_gets_no_further_attempt_but_may_complete() -> None:
     state = new_state()
-    put(state, *[NewTask("x", b"")] * 2)
+    put(state, *[new_task("x", b"")] * 2)
     worker = join(state)
     first, second = take(state, worker, 2)
     for task in (first, second):
@@ -405,7 +410,7 @@ def test_every_end_of_a_cancelled_attempt_has_a_time(end: str) -> None:
 def test_pauses_are_as_long_as_before_when_somebody_sets_the_clock(jump: float) -> None:
     """A date is a date; but a pause of seconds must not become one of a year."""
     state = new_state()
-    put(state, NewTask("x", b"", delay=60.0), *[NewTask("x", b"", backoff=10.0)] * 2)
+    put(state, new_task("x", b"", delay=60.0), *[new_task("x", b"", backoff=10.0)] * 2)
     worker = join(state)
     retried, snoozed = take(state, worker, 2)
     reports = [(NACK, retried.id, retried.run, ERROR, None, 0.1), (SNOOZE, snoozed.id, snoozed.run, 8.0)]
@@ -423,7 +428,7 @@ def test_pauses_are_as_long_as_before_when_somebody_sets_the_clock(jump: float) 
 def test_many_that_are_due_at_once_come_in_pieces() -> None:
     """The lock is held for each piece only."""
     state = new_state()
-    put(state, *[NewTask("x", b"", delay=5.0)] * (2 * DUE_STEP + 1))
+    put(state, *[new_task("x", b"", delay=5.0)] * (2 * DUE_STEP + 1))
     for piece in (DUE_STEP, DUE_STEP, 1):
         assert state.next_deadline(after(5)) == 0.0
         assert sum(len(changes.written) for changes in state.tick(after(5))) == piece
@@ -433,7 +438,7 @@ def test_many_that_are_due_at_once_come_in_pieces() -> None:
 
 def test_cancelled_tasks_do_not_wait_in_memory_for_their_day() -> None:
     state = new_state()
-    numbers = put(state, *[NewTask("x", b"", delay=9e6)] * 5_000, *[NewTask("x", b"")] * 5_000)
+    numbers = put(state, *[new_task("x", b"", delay=9e6)] * 5_000, *[new_task("x", b"")] * 5_000)
     worker = join(state)
     (back,) = take(state, worker)
     state.report(worker, [(GIVE_BACK, back.id, back.run)], START)
@@ -451,7 +456,7 @@ def test_cancelled_tasks_do_not_wait_in_memory_for_their_day() -> None:
 
 def test_names_of_queues_that_are_empty_cost_nothing() -> None:
     state = new_state()
-    first, second, third = put(state, *[NewTask("x", b"", f"user-{n}") for n in range(3)])
+    first, second, third = put(state, *[new_task("x", b"", queue=f"user-{n}") for n in range(3)])
     worker = join(state)
     taken = state.reserve(worker, 1, 1, ("x",), 0, START)[0]
     assert [task.id for task in taken] == [first, second] and list(state.ready.shelves) == [("user-2", "x")]
@@ -462,7 +467,7 @@ def test_names_of_queues_that_are_empty_cost_nothing() -> None:
 
 def test_very_many_queues_are_forgotten_when_they_are_idle() -> None:
     state = new_state()
-    numbers = put(state, *[NewTask("x", b"", f"user-{n}") for n in range(QUEUES_KEPT + 50)])
+    numbers = put(state, *[new_task("x", b"", queue=f"user-{n}") for n in range(QUEUES_KEPT + 50)])
     for number in numbers[1:]:
         state.cancel(number, START)
     state.figures.forget_idle()
@@ -474,11 +479,11 @@ def test_very_many_queues_are_forgotten_when_they_are_idle() -> None:
 
 def test_what_was_kept_back_comes_before_what_was_submitted_since() -> None:
     before = new_state()
-    items = [NewTask("x", b"", priority=priority) for priority in (0, 1, 0, 2)] + [NewTask("y", b"")]
+    items = [new_task("x", b"", priority=priority) for priority in (0, 1, 0, 2)] + [new_task("y", b"")]
     rows = [to_row(task) for task in before.submit(1, items, {}, START).changes.written]
     state = QueueState(QueueSettings(), epoch=2, next_id=before.next_id)
     state.load(rows, START)
-    put(state, NewTask("x", b"", priority=1), NewTask("x", b"", priority=3), NewTask("z", b""), NewTask("x", b""))
+    put(state, new_task("x", b"", priority=1), new_task("x", b"", priority=3), new_task("z", b""), new_task("x", b""))
     state.cancel(9, START)
     given_back = take(state, join(state), 1)[0]
     state.worker_gone(state.leases.workers["w"], "leaving", {}, START, counts=False)
@@ -492,7 +497,7 @@ def test_what_was_kept_back_comes_before_what_was_submitted_since() -> None:
 def test_what_is_due_is_known_to_the_second() -> None:
     state = new_state(lease=30.0)
     assert state.next_deadline(START) is None
-    put(state, NewTask("x", b"", delay=50.0))
+    put(state, new_task("x", b"", delay=50.0))
     assert state.next_deadline(START) == 50.0
     put(state)
     take(state, join(state))

@@ -16,7 +16,7 @@ from taskq.queue.check import check
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.lifecycle import TRANSITIONS, next_state
 from taskq.queue.state import HOLD, RUNS_PER_EPOCH, QueueState
-from taskq.queue.task import FINAL, NewTask, State, TaskRow, to_row
+from taskq.queue.task import FINAL, NewTask, State, TaskRow, new_task, to_row
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
 from taskq.stores.base import KeyRow
 
@@ -86,9 +86,12 @@ class QueueWalk(RuleBasedStateMachine):
         retries=st.integers(0, 2),
     )
     def submit(self, queue: str, kind: str, priorities: list[int], delay: float, retries: int) -> None:
-        items = [NewTask(kind, b"p", queue, priority, retries, 1.0, delay) for priority in priorities]
+        items = [
+            new_task(kind, b"p", queue=queue, priority=priority, max_retries=retries, backoff=1.0, delay=delay)
+            for priority in priorities
+        ]
         waiting = sum(
-            state in (State.PENDING, State.SCHEDULED) and self.wanted[number].queue == queue
+            state in (State.PENDING, State.SCHEDULED) and self.wanted[number].terms.queue == queue
             for number, state in self.expected.items()
         )
         if waiting + len(items) > LIMIT:
@@ -106,8 +109,8 @@ class QueueWalk(RuleBasedStateMachine):
     @rule(key=st.sampled_from("kl"), priority=st.integers(0, 1), wrong=st.booleans())
     def submit_with_a_key(self, key: str, priority: int, wrong: bool) -> None:
         """Between two others; what the store knows of keys is what was accepted."""
-        item = NewTask("x", b"p", "a", priority, key=key)
-        plain = NewTask("y", b"p", "b", key="other " + key if wrong else None)
+        item = new_task("x", b"p", queue="a", priority=priority, key=key)
+        plain = new_task("y", b"p", queue="b", key="other " + key if wrong else None)
         before = {number: to_row(task) for number, task in self.state.tasks.items()}
         twin = self.keys.get(key)
         try:
@@ -116,12 +119,12 @@ class QueueWalk(RuleBasedStateMachine):
             assert before == {number: to_row(task) for number, task in self.state.tasks.items()}
             return
         except KeyConflict:
-            assert twin is not None and self.wanted[twin.id].priority != priority
+            assert twin is not None and self.wanted[twin.id].terms.priority != priority
             assert before == {number: to_row(task) for number, task in self.state.tasks.items()}
             return
         first, second, third = accepted.ids
         assert second == third and (2 in accepted.existing) and (1 in accepted.existing) == (twin is not None)
-        assert twin is None or (second == twin.id and self.wanted[second].priority == priority)
+        assert twin is None or (second == twin.id and self.wanted[second].terms.priority == priority)
         for row in accepted.keys:
             self.keys[row.key] = row
         self.wanted.update({number: item for number in (second,) if number not in self.wanted})
@@ -170,11 +173,11 @@ class QueueWalk(RuleBasedStateMachine):
             number
             for number, state in self.expected.items()
             if state is State.PENDING
-            and self.wanted[number].type in worker.types
-            and (not worker.queues or self.wanted[number].queue in worker.queues)
+            and self.wanted[number].terms.type in worker.types
+            and (not worker.queues or self.wanted[number].terms.queue in worker.queues)
             and not (self.state.kept_back is not None and number < self.state._kept_below)
         ]
-        servable.sort(key=lambda number: (-self.wanted[number].priority, number))
+        servable.sort(key=lambda number: (-self.wanted[number].terms.priority, number))
         tasks, changes = self.state.reserve(worker, slots, extra, ["x"], waiting, self.now)
         if not worker.may_reserve(self.mono, LEASE / 3):
             assert not tasks
@@ -395,12 +398,12 @@ TestQueueWalk.settings = settings(
 
 def test_a_restart_releases_what_it_kept_back() -> None:
     before = QueueState(QueueSettings())
-    accepted = before.submit(1, [NewTask("x", b"p")] * 3, {}, Moment(0.0, 0.0))
+    accepted = before.submit(1, [new_task("x", b"p")] * 3, {}, Moment(0.0, 0.0))
     after = QueueState(QueueSettings(), epoch=2, next_id=before.next_id)
     after.leases.expect("w1", "pool", "w1", "h", 2, 0.0)
     after.load([to_row(task) for task in accepted.changes.written], Moment(0.0, 0.0))
     worker, _, _ = after.attach(info("w2", (), TYPES), [], Moment(0.0, 0.0))
-    fresh = after.submit(1, [NewTask("x", b"p")], {}, Moment(0.0, 0.0))
+    fresh = after.submit(1, [new_task("x", b"p")], {}, Moment(0.0, 0.0))
     tasks, _ = after.reserve(worker, 4, 0, (), 0, Moment(0.0, 0.0))
     assert [task.id for task in tasks] == fresh.ids, "new submits go at once, older ones wait"
     assert after.next_deadline(Moment(0.0, 0.0)) == HOLD
@@ -414,7 +417,7 @@ def test_a_restart_releases_what_it_kept_back() -> None:
 def test_a_run_the_store_never_saw_is_taken_up_only_from_the_epoch_before() -> None:
     def restart(epoch: int) -> tuple[QueueState, list[tuple[int, int]]]:
         state = QueueState(QueueSettings(), epoch=epoch, next_id=2)
-        row = to_row(QueueState(QueueSettings()).submit(1, [NewTask("x", b"p")], {}, Moment(0, 0)).changes.written[0])
+        row = to_row(QueueState(QueueSettings()).submit(1, [new_task("x", b"p")], {}, Moment(0, 0)).changes.written[0])
         state.load([row], Moment(0.0, 0.0))
         _, lost, _ = state.attach(info("w", (), TYPES), [(1, 4 * RUNS_PER_EPOCH + 9)], Moment(0.0, 0.0))
         check(state)

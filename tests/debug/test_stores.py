@@ -71,7 +71,7 @@ def put(store: Store, *rows: TaskRow, **others: Any) -> None:
 
 def change(store: Store, *rows: TaskRow) -> None:
     """Write changed records, as the queue does: without payload."""
-    store.write(Batch(changed=[changed._replace(payload=None) for changed in rows]))
+    store.write(Batch(changed=[changed.change() for changed in rows]))
 
 
 def reopened(store: Store) -> Store:
@@ -225,7 +225,7 @@ def test_unknown_ids_are_left_out(store: Store) -> None:
 def test_a_change_keeps_the_payload(store: Store) -> None:
     large = b"\x00\xff" * 5000
     put(store, row(1), row(2, payload=large), row(3, payload=b""))
-    store.write(Batch(changed=[finished(1, payload=b"other"), finished(2, payload=None), finished(3, payload=None)]))
+    store.write(Batch(changed=[finished(number).change() for number in (1, 2, 3)]))
     assert store.payloads([1, 2, 3]) == {1: b"payload 1", 2: large, 3: b""}
     assert store.get([2])[2] == finished(2, payload=large)
 

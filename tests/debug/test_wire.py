@@ -38,7 +38,7 @@ from taskq.errors import (
     TaskqError,
     from_wire,
 )
-from taskq.queue.task import NewTask
+from taskq.queue.task import NewTask, new_task
 from taskq.service import PROTOCOL, VERBS, Finished, Outcome, Reserved, Submitted
 from taskq.wire import client as wire_client
 from taskq.wire.client import RemoteQueue
@@ -52,7 +52,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "hello": (),
     "types": (),
     "snapshot": (),
-    "submit": (2**62, 3, [NewTask("compute", b"\x92\x90\x80"), NewTask("sleep", b"", key="k", timeout=1.5)]),
+    "submit": (2**62, 3, [new_task("compute", b"\x92\x90\x80"), new_task("sleep", b"", key="k", timeout=1.5)]),
     "finished": (2**62, 4, 0.5),
     "wait": ([1, 2], 0.0),
     "result": (9,),
@@ -159,7 +159,7 @@ def test_the_protocol_names_every_verb_with_its_arguments_and_every_code() -> No
 
 
 def test_replies_and_tasks_have_their_types(service: Answers, queue: RemoteQueue) -> None:
-    assert queue.submit(1, 2, [NewTask("t", b"")]) == Submitted((0,), (0,))
+    assert queue.submit(1, 2, [new_task("t", b"")]) == Submitted((0,), (0,))
     assert type(service.last[3][0]) is NewTask
     finished = queue.finished(1, 5, 0.0)
     assert (type(finished), finished.cursor, finished.lagged) == (Finished, 6, True)
@@ -177,14 +177,14 @@ def test_many_threads_share_one_client(queue: RemoteQueue) -> None:
 def test_large_requests_and_replies(service: Answers, queue: RemoteQueue) -> None:
     for size in (1, 65_500, 65_530, 65_540, 300_000, MAX_FRAME - 100):
         assert queue.get([-3, size]) == ({"result": bytes(size)},)
-        queue.submit(1, 1, [NewTask("t", bytes(size - 50 if size > 50 else size))])
+        queue.submit(1, 1, [new_task("t", bytes(size - 50 if size > 50 else size))])
     assert len(service.last[3][0].payload) == MAX_FRAME - 150
 
 
 @pytest.mark.parametrize("size", [0, 16_000, 17_000, 40_000, 70_000])
 def test_no_size_of_a_call_waits_for_an_acknowledgement(size: int, queue: RemoteQueue) -> None:
     """Without TCP_NODELAY some of them take 40 to 90 ms."""
-    tasks = [NewTask("t", bytes(size))]
+    tasks = [new_task("t", bytes(size))]
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -213,7 +213,7 @@ def test_too_large_a_request_or_reply_is_an_error_and_the_connection_goes_on(
 ) -> None:
     queue.hello()
     with pytest.raises(FrameTooLarge, match="larger than the 4,194,304"):
-        queue.submit(1, 1, [NewTask("t", bytes(MAX_FRAME))])
+        queue.submit(1, 1, [new_task("t", bytes(MAX_FRAME))])
     with pytest.raises(FrameTooLarge, match="reply to get has"):
         queue.get([-3, MAX_FRAME])
     assert queue.hello()["name"] == "tests"
@@ -665,7 +665,7 @@ def test_a_waiting_connection_holds_no_memory(server: WireServer) -> None:
         channel.receive(5.0)
         tracemalloc.start()
         try:
-            channel.send(pack((2, "submit", (1, 1, [NewTask("t", bytes(3_000_000))]))))
+            channel.send(pack((2, "submit", (1, 1, [new_task("t", bytes(3_000_000))]))))
             channel.receive(5.0)
             channel.send(pack((3, "get", ([-3, 3_000_000],))))
             channel.receive(5.0)

@@ -21,7 +21,7 @@ from cluster import Cluster, Process, wait_until
 from traces import MODULE, traces, write_module
 
 from taskq.errors import ManagerUnavailable, OutcomeUnknown, ShuttingDown
-from taskq.queue.task import NewTask
+from taskq.queue.task import NewTask, new_task
 from taskq.service import ACK, Submitted, WorkerInfo
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
@@ -147,7 +147,7 @@ def test_no_submit_is_answered_or_handed_out_before_it_is_synced(cluster: Cluste
         queue = RemoteQueue(cluster.join)
         client = secrets.randbits(63)
         for seq, mark in enumerate(marks[part], 1):
-            queue.submit(client, seq, [NewTask("noop", encode_arguments((mark,), {}))])
+            queue.submit(client, seq, [new_task("noop", encode_arguments((mark,), {}))])
         queue.close()
 
     def reserve() -> None:
@@ -170,7 +170,7 @@ def test_no_submit_is_answered_or_handed_out_before_it_is_synced(cluster: Cluste
 def test_no_report_is_answered_before_it_is_synced(cluster: Cluster, tmp_path: Path) -> None:
     manager = cluster.manager(workers=0)
     queue = cluster.service()
-    queue.submit(1, 1, [NewTask("noop", encode_arguments((), {}))] * 100)
+    queue.submit(1, 1, [new_task("noop", encode_arguments((), {}))] * 100)
     session = attach(queue)
     tasks = queue.reserve("i", session, 100, 0, (), 1.0).tasks
     assert len(tasks) == 100
@@ -207,7 +207,7 @@ def test_a_failed_write_ends_the_manager_and_the_next_one_believes_the_disk(
     waiting = client.submit("quick", 20).id
     client.close()
 
-    doubtful = [(secrets.randbits(63), [NewTask("quick", encode_arguments((100 + n,), {}))] * 2) for n in range(3)]
+    doubtful = [(secrets.randbits(63), [new_task("quick", encode_arguments((100 + n,), {}))] * 2) for n in range(3)]
     with strace(manager, tmp_path / "strace", "-e", f"inject={FAULTS[fault]}"):
         with ThreadPoolExecutor(len(doubtful)) as callers:
             answers = list(callers.map(lambda call: attempt(cluster, *call), doubtful))
@@ -250,7 +250,7 @@ def test_a_disk_that_is_full_once_is_helped_by_the_reserve(cluster: Cluster, tmp
     assert reserve.stat().st_size > 2**20
     before = reserve.stat().st_ino
     with strace(manager, tmp_path / "strace", "-e", "inject=pwrite64:error=ENOSPC:when=1"):
-        reply = cluster.service().submit(1, 1, [NewTask("noop", encode_arguments((), {}))])
+        reply = cluster.service().submit(1, 1, [new_task("noop", encode_arguments((), {}))])
     assert manager.popen.poll() is None
     wait_until(lambda: reserve.exists() and reserve.stat().st_ino != before, 10.0, "a new reserve")
     assert cluster.service().get(reply.ids)[0]["state"] == "pending"

@@ -23,7 +23,7 @@ from traces import MODULE, Trace, traces, write_module
 from taskq import Client
 from taskq.config import Join, write_private
 from taskq.errors import ManagerUnavailable
-from taskq.queue.task import NewTask
+from taskq.queue.task import new_task
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import decode, encode_arguments
 
@@ -313,7 +313,7 @@ def test_long_tasks_outlive_the_loss_of_either_connection(scene: Scene) -> None:
 def test_a_submit_that_is_cut_off_is_accepted_once(scene: Scene, lose: str) -> None:
     queue = RemoteQueue(scene.detour)
     trap = getattr(scene.proxy, lose)("submit")
-    items = [NewTask("quick", encode_arguments((number,), {})) for number in range(3)]
+    items = [new_task("quick", encode_arguments((number,), {})) for number in range(3)]
     client = secrets.randbits(63)
     with pytest.raises(ManagerUnavailable):
         queue.submit(client, 1, items)

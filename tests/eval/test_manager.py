@@ -20,7 +20,7 @@ from taskq.clock import SystemClock
 from taskq.config import QueueSettings
 from taskq.errors import ManagerUnavailable
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import NewTask
+from taskq.queue.task import new_task
 from taskq.stores.sqlite import SqliteStore
 
 
@@ -163,7 +163,7 @@ def fill(cluster: Cluster, count: int) -> None:
     queue = JobQueue(SqliteStore(cluster.state / "store.sqlite"), SystemClock(), QueueSettings())
     queue.open()
     for seq in range(count // 1_000):
-        queue.submit(1, seq + 1, [NewTask("noop", b"payload")] * 1_000)
+        queue.submit(1, seq + 1, [new_task("noop", b"payload")] * 1_000)
     queue.close()
 
 

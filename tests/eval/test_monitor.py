@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from cluster import Cluster, wait_until
 
-from taskq.queue.task import NewTask
+from taskq.queue.task import new_task
 from taskq.wire import codec
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -94,7 +94,7 @@ def test_once_is_quick_and_costs_the_same_with_many_tasks(cluster: Cluster) -> N
 
     def submit(calls: int, first: int) -> None:
         for seq in range(first, first + calls):
-            service.submit(client, seq, [NewTask("sleep", payload, delay=3600.0)] * 500)
+            service.submit(client, seq, [new_task("sleep", payload, delay=3600.0)] * 500)
 
     def cost() -> tuple[float, int]:
         spent, sizes = [], []

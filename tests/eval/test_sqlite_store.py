@@ -135,7 +135,7 @@ def test_the_log_is_gone_after_close_and_bounded_before(store: SqliteStore, path
 def test_a_purged_file_gets_smaller(store: SqliteStore, path: Path) -> None:
     ids = range(1, 8_001)
     store.write(Batch(new=[row(id, payload=bytes(4000)) for id in ids]))
-    store.write(Batch(changed=[done(id) for id in ids]))
+    store.write(Batch(changed=[done(id).change() for id in ids]))
     store.close()
     store.open()
     before = path.stat().st_size
@@ -353,7 +353,7 @@ def test_many_rows_are_few_steps(store: SqliteStore) -> None:
     assert store._db is not None
     store._db.set_trace_callback(steps.append)
     store.write(Batch(new=[row(id) for id in range(1, 1_501)]))
-    store.write(Batch(changed=[done(id) for id in range(1, 1_501)]))
+    store.write(Batch(changed=[done(id).change() for id in range(1, 1_501)]))
     assert len(steps) == 2 * len(("BEGIN", "1000 rows", "500 rows", "UPDATE store", "COMMIT"))
 
 
@@ -414,7 +414,7 @@ def test_a_full_disk_takes_outcomes_but_no_new_tasks(small_disk: Path) -> None:
     filler = fill(small_disk, leave=MIB)
     assert not store.has_space()
     for id in range(1, 101):
-        store.write(Batch(changed=[done(id, bytes(8000))], next_id=101))
+        store.write(Batch(changed=[done(id, bytes(8000)).change()], next_id=101))
     assert not reserve.exists()
     assert not store.has_space()
     filler.unlink()
@@ -435,7 +435,7 @@ def test_a_disk_that_stays_full_ends_writing(small_disk: Path) -> None:
     acknowledged = 0
     with pytest.raises(StoreFailed, match="full"):
         for id in range(1, 2001):
-            store.write(Batch(changed=[done(id, bytes(8000))]))
+            store.write(Batch(changed=[done(id, bytes(8000)).change()]))
             acknowledged = id
     with pytest.raises(StoreFailed):
         store.write(Batch())
@@ -454,5 +454,5 @@ def test_a_start_on_a_full_disk_uses_the_reserve(small_disk: Path) -> None:
     store.close()
     fill(small_disk, leave=0)
     assert store.open().live == 1
-    store.write(Batch(changed=[done(1)]))
+    store.write(Batch(changed=[done(1).change()]))
     store.close()

@@ -75,7 +75,7 @@ def test_purging_costs_the_same_in_a_large_store(path: Path) -> None:
     """Nothing old enough: no reading through a million records; a thousand of them: milliseconds."""
     store = SqliteStore(path)
     store.open()
-    store.write(Batch(changed=[completed(id) for id in range(1, COUNT // 4)], next_id=COUNT + 1))
+    store.write(Batch(changed=[completed(id).change() for id in range(1, COUNT // 4)], next_id=COUNT + 1))
     began = time.process_time()
     for _ in range(100):
         assert store.purge(FINAL, 1.6e9, 1000, 2e9) == {}

@@ -323,11 +323,11 @@ def _other_pythons() -> list[str]:
 PROGRAM = """
 import sys
 from taskq.config import Address, Join
-from taskq.queue.task import NewTask
+from taskq.queue.task import NewTask, new_task
 from taskq.wire.client import RemoteQueue
 queue = RemoteQueue(Join((Address.parse(sys.argv[1]),), bytes(range(32))))
 assert queue.hello()["name"] == "tests"
-assert queue.submit(2**62, 1, [NewTask("t", bytes(300_000))] * 3).ids == (0, 1, 2)
+assert queue.submit(2**62, 1, [new_task("t", bytes(300_000))] * 3).ids == (0, 1, 2)
 assert len(queue.get([-3, 2_000_000])[0]["result"]) == 2_000_000
 print("fine")
 """

@@ -19,7 +19,7 @@ from wire_service import KEY, Answers
 
 from taskq import registry, task
 from taskq.config import Join
-from taskq.queue.task import COMPLETED, PENDING, NewTask, Task, TaskRow, to_row
+from taskq.queue.task import COMPLETED, PENDING, NewTask, Task, TaskChange, TaskRow, Terms, new_task, to_row
 from taskq.service import ACK, Handout, Report, Reserved, Submitted
 from taskq.stores.base import Batch
 from taskq.stores.sqlite import SqliteStore
@@ -79,7 +79,7 @@ def wire_floor() -> Cost:
     server = WireServer(Bare(), "127.0.0.1", 0, KEY)
     server.start()
     queue = RemoteQueue(Join((server.address,), KEY))
-    items = [NewTask("noop", PAYLOAD, correlation_id="c" * 12)] * SUBMITTED
+    items = [new_task("noop", PAYLOAD, correlation_id="c" * 12)] * SUBMITTED
     reports: list[tuple[Any, ...]] = [(ACK, 2**20, 2**40, RESULT, 1e-5)] * HANDED_OUT
     try:
         queue.hello()
@@ -95,9 +95,9 @@ def wire_floor() -> Cost:
         server.stop()
 
 
-def rows_of(id: int) -> tuple[TaskRow, TaskRow]:
+def rows_of(id: int) -> tuple[TaskRow, TaskChange]:
     """A task as it is accepted, and as it ends."""
-    new = Task(id, "noop", "default", PAYLOAD, 0, 3, 1.0, None, None, "c" * 12, 2**62, 1.7e9, 1.7e9, PENDING)
+    new = Task(id, Terms("noop"), PAYLOAD, None, "c" * 12, 2**62, 1.7e9, 1.7e9, PENDING)
     done = to_row(new)._replace(
         state=int(COMPLETED),
         run=2**40 + id,
@@ -107,7 +107,7 @@ def rows_of(id: int) -> tuple[TaskRow, TaskRow]:
         finished_at=1.7e9 + 1,
         result=RESULT,
     )
-    return to_row(new), done
+    return to_row(new), done.change()
 
 
 def store_floor(path: Path) -> Cost:

@@ -22,7 +22,7 @@ from conftest import Here
 from taskq.clock import SystemClock
 from taskq.config import Address, Join
 from taskq.errors import Malformed, ManagerUnavailable
-from taskq.queue.task import NewTask
+from taskq.queue.task import new_task
 from taskq.registry import TaskType, current_task
 from taskq.service import Attached, Handout, Report, Reserved, WorkerInfo
 from taskq.stores.memory import MemoryStore
@@ -180,7 +180,7 @@ class Bench:
 
     def submit(self, name: str, *values: int) -> list[int]:
         self.seq += 1
-        items = [NewTask(name, encode_arguments((value,), {})) for value in values]
+        items = [new_task(name, encode_arguments((value,), {})) for value in values]
         return list(self.here.queue.submit(1, self.seq, items).ids)
 
     def states(self, ids: Sequence[int]) -> Counter[str]:
