@@ -216,15 +216,17 @@ def stored(new: Iterable[TaskRow], changed: Iterable[TaskChange]) -> Stored:
         if row.payload is not None and len(row.payload) > INLINE:
             to.payloads.append((row.id, row.payload))
             head = (*row[:_PAYLOAD], len(row.payload), *row[_PAYLOAD + 1 : _RUN])
-        if row.run == 0 and row[_RUN:] == _NEVER_RUN:
+        if not row.run and row.finished_at is None:
             to.fresh.append(head)
         else:
             to.whole.append((*head, *row[_RUN:_RESULT], *_outcome(row, to.results)))
-    to.changed = [
-        change if change.result is None and change.error is None else (*change[:-2], *_outcome(change, to.results))
-        for change in changed
-    ]
+    to.changed = [change if _fits(change) else (*change[:-2], *_outcome(change, to.results)) for change in changed]
     return to
+
+
+def _fits(change: TaskChange) -> bool:
+    """Whether it can be stored as it is."""
+    return change.error is None and (change.result is None or len(change.result) <= INLINE)
 
 
 def _outcome(row: TaskRow | TaskChange, results: list[tuple[int, bytes]]) -> tuple[bytes | int | None, str | None]:
