@@ -216,7 +216,7 @@ def stored(new: Iterable[TaskRow], changed: Iterable[TaskChange]) -> Stored:
         if row.payload is not None and len(row.payload) > INLINE:
             to.payloads.append((row.id, row.payload))
             head = (*row[:_PAYLOAD], len(row.payload), *row[_PAYLOAD + 1 : _RUN])
-        if not row.run and row.finished_at is None:
+        if not row.run and row[_RUN:] == _NEVER_RUN:
             to.fresh.append(head)
         else:
             to.whole.append((*head, *row[_RUN:_RESULT], *_outcome(row, to.results)))
