@@ -125,7 +125,7 @@ class WorkerVerbs(QueueCore):
                     if called is not None:
                         self._waiting.hand_on(called)
                     return Reserved((), True)
-                rivals = self._waiting.rivals(worker)
+                rivals = self._waiting.rivals(self._state.ready.serving(worker.queues, worker.types))
                 tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, self._now())
                 if tasks:
                     break

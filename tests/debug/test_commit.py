@@ -19,6 +19,7 @@ from taskq.errors import KeyConflict, OutcomeUnknown, ShuttingDown, StorageFull,
 from taskq.queue.housekeeper import OVERSLEPT, ROUND, Housekeeper
 from taskq.queue.job_queue import JobQueue
 from taskq.queue.task import Task, TaskRow
+from taskq.queue.waiting import Seat
 from taskq.service import ACK, NACK, SNOOZE, Outcome
 from taskq.stores.base import Batch, KeyRow
 from taskq.stores.memory import MemoryStore
@@ -77,15 +78,20 @@ def item(kind: str = "x", **options: Any) -> Any:
     return new_task(kind, b"p", **options)
 
 
-def join(queue: JobQueue, name: str = "w", types: tuple[str, ...] = ("x",)) -> int:
+def join(queue: JobQueue, name: str = "w", types: tuple[str, ...] = ("x",), queues: tuple[str, ...] = ()) -> int:
     info: Any = {
-        **{"incarnation": name, "pool": POOL, "name": name, "host": "h", "pid": 2, "threads": 4, "queues": ()},
+        **{"incarnation": name, "pool": POOL, "name": name, "host": "h", "pid": 2, "threads": 4, "queues": queues},
         "types": [
             {"name": t, "parameters": (), "queue": "default", "max_retries": 3, "backoff": 1.0, "timeout": None}
             for t in types
         ],
     }
     return queue.attach(info, ())["session"]
+
+
+def seats(queue: JobQueue) -> list[Seat]:
+    with queue._lock:
+        return queue._waiting.seats()
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -489,15 +495,32 @@ def test_nobody_waits_for_a_line_of_the_log(queue: JobQueue) -> None:
 def test_a_submit_wakes_no_more_workers_than_it_brings_tasks(queue: JobQueue, threads: ThreadPoolExecutor) -> None:
     sessions = {name: join(queue, name) for name in "abcd"}
     calls = {n: threads.submit(queue.reserve, n, session, 4, 0, (), 15.0) for n, session in sessions.items()}
-    until(lambda: sum(map(len, queue._waiting._seats.values())) == 4)
+    until(lambda: len(seats(queue)) == 4)
     queue.submit(1, 1, [item(), item()])
     until(lambda: sum(call.done() for call in calls.values()) == 2)
-    assert sum(map(len, queue._waiting._seats.values())) == 2, "others woke for nothing"
+    assert len(seats(queue)) == 2, "others woke for nothing"
     served = [call.result(10) for call in calls.values() if call.done()]
     assert sorted(task.id for reply in served for task in reply.tasks) == [1, 2], "each got one"
     for name, session in sessions.items():
         queue.drain(name, session)
     assert all(call.result(10).closed or call.result(10).tasks for call in calls.values())
+
+
+def test_a_backlog_is_shared_only_with_those_who_could_take_from_it(
+    queue: JobQueue, threads: ThreadPoolExecutor
+) -> None:
+    session = join(queue)
+    others = {"elsewhere": (("x",), ("other",)), "of another type": (("y",), ()), "both": (("y",), ("default", "b"))}
+    sessions = {name: join(queue, name, *serves) for name, serves in others.items()}
+    calls = [threads.submit(queue.reserve, n, number, 1, 0, (), 15.0) for n, number in sessions.items()]
+    until(lambda: len(seats(queue)) == 4)
+    queue.submit(1, 1, [item() for _ in range(8)])
+    assert len(queue.reserve("w", session, 8, 0, (), 1.0).tasks) == 8
+    queue.submit(1, 2, [item("y"), item("y")])
+    assert [len(call.result(10).tasks) for call in calls[1:]] == [1, 1]
+    assert not calls[0].done()
+    queue.drain("elsewhere", sessions["elsewhere"])
+    assert calls[0].result(10).closed
 
 
 def test_a_waiting_reserve_of_a_dead_or_re_attached_worker_ends_with_nothing(
@@ -506,7 +529,7 @@ def test_a_waiting_reserve_of_a_dead_or_re_attached_worker_ends_with_nothing(
     for end in (lambda: join(queue), lambda: queue.child_died("pool", "w", "signal 9", (), True)):
         session = join(queue)
         call = threads.submit(queue.reserve, "w", session, 1, 0, (), 15.0)
-        until(lambda: queue._waiting._seats)
+        until(lambda: seats(queue))
         end()
         assert call.result(10).closed and not call.result(10).tasks
 
@@ -571,7 +594,7 @@ def test_stopping_wakes_all_that_wait(queue: JobQueue, threads: ThreadPoolExecut
         threads.submit(queue.finished, 1, cursor, 15.0),
         threads.submit(queue.wait, [number], 15.0),
     ]
-    until(lambda: queue._waiting._seats and queue._feeds._watched and queue._feeds._feeds[1].waiting)
+    until(lambda: seats(queue) and queue._feeds._watched and queue._feeds._feeds[1].waiting)
     queue.shut()
     for call in calls:
         with pytest.raises(ShuttingDown):

@@ -22,7 +22,9 @@ from conftest import Here
 from taskq.clock import SystemClock
 from taskq.config import Address, Join
 from taskq.errors import Malformed, ManagerUnavailable
+from taskq.queue.job_queue import JobQueue
 from taskq.queue.task import new_task
+from taskq.queue.waiting import Seat
 from taskq.registry import TaskType, current_task
 from taskq.service import Attached, Handout, Report, Reserved, WorkerInfo
 from taskq.stores.memory import MemoryStore
@@ -199,6 +201,12 @@ class Bench:
             made.join(5)
             slots.close()
         self.proxy.close()
+
+
+def seats(queue: JobQueue) -> list[Seat]:
+    """The `reserve` calls that wait in it."""
+    with queue._lock:
+        return queue._waiting.seats()
 
 
 @pytest.fixture
@@ -441,11 +449,11 @@ def test_a_task_is_not_offered_to_a_silent_worker_while_another_one_waits(bench:
     """The silent one has waited for longer; were it called for the task, the other one would sleep on."""
     bench.worker(threads=1)
     queue = bench.here.queue
-    wait_until(lambda: queue._waiting._seats)
+    wait_until(lambda: seats(queue))
     (silent,) = queue._state.leases.workers.values()
     silent.beat_at -= 1000.0
     bench.worker(threads=1)
-    wait_until(lambda: sum(map(len, queue._waiting._seats.values())) == 2)
+    wait_until(lambda: len(seats(queue)) == 2)
     begin = time.monotonic()
     bench.until(bench.submit("quick", 1), "completed")
     assert time.monotonic() - begin < 5.0
@@ -454,13 +462,11 @@ def test_a_task_is_not_offered_to_a_silent_worker_while_another_one_waits(bench:
 def test_a_worker_that_cannot_take_what_it_was_called_for_hands_the_call_on(bench: Bench) -> None:
     bench.worker(threads=1)
     queue = bench.here.queue
-    wait_until(lambda: queue._waiting._seats)
+    wait_until(lambda: seats(queue))
     (silent,) = queue._state.leases.workers.values()
     bench.worker(threads=1)
-    wait_until(lambda: sum(map(len, queue._waiting._seats.values())) == 2)
-    with queue._lock:
-        (first, _) = queue._waiting._seats[None]
-        assert first.worker is silent
+    wait_until(lambda: len(seats(queue)) == 2)
+    assert seats(queue)[0].worker is silent
     queue._waiting._may_reserve = lambda worker: True  # it was called just before it fell silent
     silent.beat_at -= 1000.0
     begin = time.monotonic()
