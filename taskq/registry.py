@@ -356,18 +356,17 @@ class TaskContext(NamedTuple):
         }
 
 
-_NOWHERE = TaskContext()
-CURRENT: ContextVar[TaskContext] = ContextVar("taskq_current_task", default=_NOWHERE)
-"""Set by the worker around each run."""
-logs.ask(lambda: CURRENT.get().log_fields())
+CURRENT: ContextVar[Callable[[], TaskContext]] = ContextVar("taskq_current_task", default=TaskContext)
+"""Set by the worker around each run: makes the context when somebody asks for it, which few tasks do."""
+logs.ask(lambda: CURRENT.get()().log_fields())
 
 
 def current_task() -> TaskContext:
     """The task that runs in this thread. Outside of one its id is 0 and progress goes nowhere, so that a plain call of
     a task's function works."""
-    return CURRENT.get()
+    return CURRENT.get()()
 
 
 def correlation_id() -> str:
     """For a task that is submitted now: that of the task that submits it, else a new one."""
-    return CURRENT.get().correlation_id or os.urandom(6).hex()
+    return CURRENT.get()().correlation_id or os.urandom(6).hex()

@@ -135,9 +135,8 @@ class Worker:
 def run(task: Handout, types: Mapping[str, registry.TaskType[..., Any]]) -> tuple[Any, ...]:
     """Run one task here and now; gives its report."""
     args, kwargs = decode_arguments(task.payload)
-    token = registry.CURRENT.set(
-        registry.TaskContext(task.id, task.run, task.attempt, task.type, task.queue, task.correlation_id)
-    )
+    context = registry.TaskContext(task.id, task.run, task.attempt, task.type, task.queue, task.correlation_id)
+    token = registry.CURRENT.set(lambda: context)
     try:
         return ACK, task.id, task.run, encode(types[task.type](*args, **kwargs)), 0.001
     except Exception as error:  # whatever the task's code does

@@ -188,11 +188,11 @@ class TaskRow(NamedTuple):
     id: int
     type: str
     queue: str
-    payload: bytes | None
     priority: int
     max_retries: int
     backoff: float
     timeout: float | None
+    payload: bytes | None
     key: str | None
     correlation_id: str
     client: int
@@ -235,11 +235,10 @@ class TaskChange(NamedTuple):
 
 def _reader(fields: Sequence[str]) -> Callable[[Task], tuple[Any, ...]]:
     """Reads these fields of a row from a record, all at once: each task that passes is read twice."""
-    places = {"state": "state._value_", **{name: f"terms.{name}" for name in Terms._fields}}
-    return attrgetter(*(places.get(name, name) for name in fields))
+    return attrgetter(*("state._value_" if name == "state" else name for name in fields))
 
 
-_row_fields, _change_fields = _reader(TaskRow._fields), _reader(TaskChange._fields)
+_own_fields, _change_fields = _reader(TaskRow._fields[1 + len(Terms._fields) :]), _reader(TaskChange._fields)
 _row_of: Callable[[Sequence[Any]], TaskRow] = partial(tuple.__new__, TaskRow)
 _change_of: Callable[[Sequence[Any]], TaskChange] = partial(tuple.__new__, TaskChange)
 _shared_terms = lru_cache(maxsize=4096)(Terms)
@@ -247,7 +246,7 @@ _shared_terms = lru_cache(maxsize=4096)(Terms)
 
 def to_row(task: Task) -> TaskRow:
     """Copy a record for a store; call it under the lock that guards the record."""
-    return _row_of(_row_fields(task))
+    return _row_of((task.id, *task.terms, *_own_fields(task)))
 
 
 def to_change(task: Task) -> TaskChange:
@@ -257,9 +256,8 @@ def to_change(task: Task) -> TaskChange:
 
 def from_row(row: TaskRow) -> Task:
     """The record that a store gave back."""
-    id, type, queue, payload, priority, max_retries, backoff, timeout, key, correlation_id, client, *rest = row
-    terms = _shared_terms(type, queue, priority, max_retries, backoff, timeout)
-    task = Task(id, terms, payload, key, correlation_id, client, *rest)  # type: ignore[arg-type]  # see the next lines
+    terms = _shared_terms(*row[1 : 1 + len(Terms._fields)])
+    task = Task(row.id, terms, *row[1 + len(Terms._fields) :])  # type: ignore[arg-type]  # see the next lines
     task.state = _STATES[row.state]
     task.cancel_requested = bool(row.cancel_requested)
     if row.error is not None:

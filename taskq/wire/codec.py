@@ -150,7 +150,7 @@ def encode_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
     """
     call = [list(args), kwargs]
     # Most calls hold scalars only. In these nothing can be wrong but a text, which msgpack itself refuses.
-    if _are(_SCALARS, args) and _are(_SCALARS, kwargs.values()) and _are(_TEXT, kwargs):
+    if _are(_SCALARS, args) and (not kwargs or (_are(_SCALARS, kwargs.values()) and _are(_TEXT, kwargs))):
         try:
             return _pack_plain(call)
         except UnicodeEncodeError:

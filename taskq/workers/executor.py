@@ -118,10 +118,18 @@ class Executor:
 
     def _enter(self, handout: Handout) -> None:
         """Make the task known to its own code and to its log lines; the context ends with the attempt."""
-        id, run, type, _, queue, attempt, _, correlation_id, _ = handout
-        CURRENT.set(TaskContext(id, run, attempt, type, queue, correlation_id, partial(self._say, handout)))
+        CURRENT.set(partial(self._context, handout))
         if self._debug:
-            logs.event(_log, logging.DEBUG, "task_started", f"task {id} ({type}) begins attempt {attempt}")
+            logs.event(
+                _log,
+                logging.DEBUG,
+                "task_started",
+                f"task {handout.id} ({handout.type}) begins attempt {handout.attempt}",
+            )
+
+    def _context(self, handout: Handout) -> TaskContext:
+        id, run, type, _, queue, attempt, _, correlation_id, _ = handout
+        return TaskContext(id, run, attempt, type, queue, correlation_id, partial(self._say, handout))
 
     def _say(self, handout: Handout, fraction: float, note: str) -> None:
         self._on_progress(handout, fraction, failures.plain(note))

@@ -303,7 +303,8 @@ def test_current_task_is_what_the_worker_set_and_harmless_outside() -> None:
     assert (outside.id, outside.correlation_id) == (0, "")
     outside.progress(0.5, "nobody listens")
     heard: list[tuple[float, str]] = []
-    token = registry.CURRENT.set(TaskContext(7, 9, 2, "t", "q", "c", lambda *said: heard.append(said)))
+    context = TaskContext(7, 9, 2, "t", "q", "c", lambda *said: heard.append(said))
+    token = registry.CURRENT.set(lambda: context)
     try:
         assert (current_task().id, current_task().run, current_task().attempt) == (7, 9, 2)
         current_task().progress(1.5, "done")
