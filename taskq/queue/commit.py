@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from taskq.errors import OutcomeUnknown, StoreFailed
 from taskq.queue.task import FINAL, RUNNING, Task, TaskChange, TaskRow, to_change, to_row
-from taskq.stores.base import INLINE_PAYLOAD, Batch, CallRow, KeyRow, Store, TypeRow, WorkerRow
+from taskq.stores.base import INLINE_PAYLOAD, Batch, CallRow, KeyRow, QueueRow, Store, TypeRow, WorkerRow
 
 
 @dataclass
@@ -33,6 +33,7 @@ class _Unwritten:
     types: list[TypeRow] = field(default_factory=list)
     joined: list[WorkerRow] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    queues: list[QueueRow] = field(default_factory=list)
 
 
 class GroupCommit:
@@ -117,6 +118,12 @@ class GroupCommit:
     def add_left(self, incarnations: Iterable[str]) -> None:
         """Worker processes have left; followed by `add`."""
         self._unwritten.left.extend(incarnations)
+
+    def add_queue(self, rules: QueueRow) -> int:
+        """The rules of a queue have changed; gives the mark to wait for."""
+        self._unwritten.queues.append(rules)
+        self._mark += 1
+        return self._mark
 
     def is_dirty(self, task_id: int) -> bool:
         """Whether this task has a change that is not on disk yet."""
@@ -207,6 +214,7 @@ def _batch(unwritten: _Unwritten, stored_below: int, next_id: int, totals: dict[
         unwritten.types,
         unwritten.joined,
         unwritten.left,
+        unwritten.queues,
         next_id,
         dict(totals),
     )

@@ -61,6 +61,15 @@ class TypeRow(NamedTuple):
     info: str
 
 
+class QueueRow(NamedTuple):
+    """What people have laid down for a queue. ``paused_at``: wall seconds; ``max_running``: its limit; None: not so."""
+
+    name: str
+    paused_by: str | None = None
+    paused_at: float | None = None
+    max_running: int | None = None
+
+
 @dataclass
 class Batch:
     """Everything that one transaction writes.
@@ -76,6 +85,7 @@ class Batch:
     types: list[TypeRow] = field(default_factory=list)
     joined: list[WorkerRow] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    queues: list[QueueRow] = field(default_factory=list)
     next_id: int = 1
     totals: dict[str, int] = field(default_factory=dict)
 
@@ -96,6 +106,7 @@ class Opened:
     final: dict[State, int]
     types: list[TypeRow]
     workers: list[WorkerRow]
+    queues: list[QueueRow] = field(default_factory=list)
 
 
 class Store(Protocol):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from taskq.errors import StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
-from taskq.stores.base import INLINE_PAYLOAD, KEEP_CALLS, Batch, CallRow, KeyRow, Opened, TypeRow, WorkerRow
+from taskq.stores.base import INLINE_PAYLOAD, KEEP_CALLS, Batch, CallRow, KeyRow, Opened, QueueRow, TypeRow, WorkerRow
 
 
 class MemoryStore:
@@ -38,6 +38,7 @@ class MemoryStore:
         self._key_ends: dict[str, float] = {}
         self._types: dict[TypeRow, None] = {}
         self._workers: dict[str, WorkerRow] = {}
+        self._queues: dict[str, QueueRow] = {}
 
     def open(self) -> Opened:
         """Begin another epoch. Raises `StoreLocked` when it is open already."""
@@ -57,6 +58,7 @@ class MemoryStore:
                 final,
                 list(self._types),
                 list(self._workers.values()),
+                list(self._queues.values()),
             )
 
     def live(self) -> Iterator[TaskRow]:
@@ -91,6 +93,8 @@ class MemoryStore:
             self._workers.update((worker.incarnation, worker) for worker in batch.joined)
             for incarnation in batch.left:
                 self._workers.pop(incarnation, None)
+            for rules in batch.queues:
+                self._queues[rules.name] = rules
             self._next_id = batch.next_id
             self._totals = dict(batch.totals)
 

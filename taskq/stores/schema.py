@@ -29,10 +29,8 @@ from taskq.stores.base import INLINE_PAYLOAD
 
 APPLICATION_ID = 0x7461736B
 """``task``, in the file's header: tells our files from other SQLite databases."""
-VERSION = 1
+VERSION = 2
 """Goes up with every change of the tables; each step up gets an entry in `UPGRADES`."""
-UPGRADES: dict[int, tuple[str, ...]] = {}
-"""version -> statements that lead from it to the next one."""
 
 INLINE = 1024
 """Bytes: longest payload or result that lies in the row of its task."""
@@ -54,6 +52,7 @@ PRAGMAS = (
 )
 """Settings of the connection, in this order."""
 
+_QUEUE = "CREATE TABLE queue (name TEXT PRIMARY KEY, paused_by TEXT, paused_at REAL, max_running INT)"
 TABLES = (
     "CREATE TABLE store (id INTEGER PRIMARY KEY, store_id INT, epoch INT, next_id INT, totals TEXT)",
     "CREATE TABLE task (id INTEGER PRIMARY KEY, type TEXT, queue TEXT, payload BLOB, priority INT, max_retries INT,"
@@ -71,7 +70,13 @@ TABLES = (
     "CREATE INDEX key_expires ON key (expires) WHERE expires IS NOT NULL",
     "CREATE TABLE worker (incarnation TEXT PRIMARY KEY, pool TEXT, name TEXT, host TEXT, pid INT)",
     "CREATE TABLE type (name TEXT, info TEXT, PRIMARY KEY (name, info))",
+    _QUEUE,
 )
+
+UPGRADES: dict[int, tuple[str, ...]] = {
+    1: (_QUEUE,),
+}
+"""version -> statements that lead from it to the next one."""
 
 _FIELDS, _CHANGING = TaskRow._fields, TaskChange._fields[1:]
 _PAYLOAD = _FIELDS.index("payload")

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
 from taskq.stores import schema
-from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, Opened, TypeRow, WorkerRow
+from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, Opened, QueueRow, TypeRow, WorkerRow
 from taskq.stores.disk import LockFile, Reserve, free_space, make_file
 
 FREE_MARK = 64 * 2**20
@@ -163,7 +163,7 @@ class SqliteStore:
             _insert(db, schema.INSERT_RESULT, rows.results)
             _insert(db, schema.INSERT_CALL, batch.calls)
             _insert(db, schema.INSERT_KEY, [(*key, None) for key in batch.keys])
-            _write_workers(db, batch)
+            _write_rare(db, batch)
             db.execute("UPDATE store SET next_id = ?, totals = ?", (batch.next_id, totals))
 
         with self._mutex:
@@ -350,7 +350,7 @@ def _bring_up_to_date(db: sqlite3.Connection) -> None:
             db.execute(statement)
         db.execute("INSERT INTO store VALUES (1, ?, 0, 1, '{}')", (secrets.randbits(63),))
         db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-    for step in range(max(version, 1), schema.VERSION):
+    for step in range(version or schema.VERSION, schema.VERSION):
         for statement in schema.UPGRADES[step]:
             db.execute(statement)
     if version != schema.VERSION:
@@ -368,6 +368,7 @@ def _read_opened(db: sqlite3.Connection) -> Opened:
         {State(state): count for state, count in db.execute(schema.COUNT_FINAL)},
         [TypeRow(*row) for row in db.execute("SELECT name, info FROM type ORDER BY rowid")],
         [WorkerRow(*row) for row in db.execute("SELECT incarnation, pool, name, host, pid FROM worker")],
+        [QueueRow(*row) for row in db.execute("SELECT name, paused_by, paused_at, max_running FROM queue")],
     )
 
 
@@ -376,13 +377,15 @@ def _insert(db: sqlite3.Connection, insert: schema.Insert, rows: Sequence[Sequen
         db.execute(sql, parameters)
 
 
-def _write_workers(db: sqlite3.Connection, batch: Batch) -> None:
+def _write_rare(db: sqlite3.Connection, batch: Batch) -> None:
     if batch.types:
         db.executemany("INSERT OR REPLACE INTO type VALUES (?, ?)", batch.types)
     if batch.joined:
         db.executemany("INSERT OR REPLACE INTO worker VALUES (?, ?, ?, ?, ?)", batch.joined)
     if batch.left:
         db.executemany("DELETE FROM worker WHERE incarnation = ?", [(incarnation,) for incarnation in batch.left])
+    if batch.queues:
+        db.executemany("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?)", batch.queues)
 
 
 def _single(db: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> Any:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from taskq.errors import StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
-from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, Store, TypeRow, WorkerRow
+from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, QueueRow, Store, TypeRow, WorkerRow
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
 
@@ -149,6 +149,17 @@ def test_types_and_workers_are_kept_until_they_leave(store: Store) -> None:
     opened = store.open()
     assert opened.types == [TypeRow("a", "{}"), TypeRow("b", '{"v": 2}'), TypeRow("b", '{"v": 1}')], "last told, last"
     assert opened.workers == [workers[1]]
+
+
+def test_rules_of_queues_are_kept(store: Store) -> None:
+    store.write(Batch(queues=[QueueRow("a", "ann@host", 5.5, None), QueueRow("b", None, None, 3)]))
+    store.write(Batch(queues=[QueueRow("a", "bob@host", 7.5, 2), QueueRow("c", "bob@host", 8.0), QueueRow("c")]))
+    store.close()
+    assert sorted(store.open().queues) == [
+        QueueRow("a", "bob@host", 7.5, 2),
+        QueueRow("b", None, None, 3),
+        QueueRow("c", None, None, None),
+    ]
 
 
 def test_a_worker_that_leaves_in_the_batch_it_joined_in_is_gone(store: Store) -> None:

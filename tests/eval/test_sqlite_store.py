@@ -268,6 +268,54 @@ def test_an_older_store_is_led_up(store: SqliteStore, monkeypatch: pytest.Monkey
     assert store.open().epoch == 3, "and only once"
 
 
+FIRST = (
+    "CREATE TABLE store (id INTEGER PRIMARY KEY, store_id INT, epoch INT, next_id INT, totals TEXT)",
+    "CREATE TABLE task (id INTEGER PRIMARY KEY, type TEXT, queue TEXT, payload BLOB, priority INT, max_retries INT,"
+    " backoff REAL, timeout REAL, key TEXT, correlation_id TEXT, client INT, submitted_at REAL, due_at REAL, state INT,"
+    " run INT, failures INT, deaths INT, cancel_requested INT, worker TEXT, worker_name TEXT, started_at REAL,"
+    " finished_at REAL, result BLOB, error TEXT)",
+    "CREATE INDEX live ON task (id) WHERE state < 4",
+    "CREATE INDEX final ON task (state, finished_at) WHERE state >= 4",
+    "CREATE TABLE payload (id INTEGER PRIMARY KEY, data BLOB)",
+    "CREATE TABLE result (id INTEGER PRIMARY KEY, data BLOB)",
+    "CREATE TABLE call (client INT, seq INT, first_id INT, size INT, digest BLOB, at REAL,"
+    " PRIMARY KEY (client, seq)) WITHOUT ROWID",
+    "CREATE INDEX call_at ON call (at)",
+    "CREATE TABLE key (key TEXT PRIMARY KEY, id INT, digest BLOB, expires REAL) WITHOUT ROWID",
+    "CREATE INDEX key_expires ON key (expires) WHERE expires IS NOT NULL",
+    "CREATE TABLE worker (incarnation TEXT PRIMARY KEY, pool TEXT, name TEXT, host TEXT, pid INT)",
+    "CREATE TABLE type (name TEXT, info TEXT, PRIMARY KEY (name, info))",
+    "INSERT INTO store VALUES (1, 77, 4, 10, '{}')",
+    "INSERT INTO task VALUES (7, 'x', 'q', x'9290', 2, 3, 1.0, NULL, NULL, 'c', 1, 5.0, 5.0, 1,"
+    " NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)",
+    f"PRAGMA application_id = {schema.APPLICATION_ID}",
+    "PRAGMA user_version = 1",
+)
+"""The tables of version 1, with a task that waits."""
+
+
+def test_a_store_of_the_first_version_has_the_same_tables_as_a_new_one(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
+    with sqlite3.connect(old) as db:
+        for statement in FIRST:
+            db.execute(statement)
+    db.close()
+    columns = {}
+    for path in (old, new):
+        store = SqliteStore(path)
+        store.open()
+        if path == old:
+            [found] = store.live()
+            assert (found.id, found.type, found.queue, found.payload, found.priority) == (7, "x", "q", b"\x92\x90", 2)
+        tables = store._read("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        columns[path] = {
+            name: sorted(tuple(column[1:3]) for column in store._read(f"PRAGMA table_info({name})"))
+            for (name,) in tables
+        }
+        store.close()
+    assert columns[old] == columns[new]
+
+
 def test_a_process_that_died_while_it_made_the_file(path: Path) -> None:
     path.touch()
     empty = SqliteStore(path)
