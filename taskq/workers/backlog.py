@@ -15,7 +15,7 @@ from taskq.service import MAX_BATCH, Handout
 
 FAST_SECONDS = 0.0005
 """Types with a mean run time under this are reserved ahead."""
-EXTRA = 256
+EXTRA = 512
 """How many tasks of fast types may wait here."""
 BRISK_SECONDS = 0.020
 """Types with a mean run time under this, where there are no faster ones, are reserved ahead too, one for each thread:
