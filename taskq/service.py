@@ -88,6 +88,13 @@ class Outcome(NamedTuple):
     worker: str | None
 
 
+class Found(NamedTuple):
+    """Reply to `find`. ``below``: the next call goes on with it; 0: that was all."""
+
+    records: Sequence[dict[str, Any]]
+    below: int
+
+
 class Finished(NamedTuple):
     """Reply to `finished`. ``lagged``: some news was dropped, or the feed is new; ask by id for what is outstanding."""
 
@@ -243,6 +250,15 @@ class QueueService(Protocol):
         self, state: str | None, type: str | None, queue: str | None, limit: int
     ) -> Sequence[dict[str, Any]]:
         """Records, newest first; as in `get` they may be ``cut``."""
+        ...
+
+    def find(self, where: str, states: Sequence[str], below: int) -> Found:
+        """Some of the records in these states (none = all) for which the conditions hold, newest first, ids under
+        ``below`` (0: from the newest on). Payload, result and traceback are left out.
+
+        ``where``: see `taskq.where`; patterns in it are checked, but left for the caller to match. Raises
+        `BadArguments`.
+        """
         ...
 
     def cancel(self, ids: Sequence[int]) -> Sequence[str]:

@@ -28,7 +28,7 @@ import psutil
 from taskq.config import VERSION, Address, Join
 from taskq.errors import TaskqError
 from taskq.queue.task import NewTask
-from taskq.service import PROTOCOL, Finished, Handout, Hello, Outcome, QueueService, Reserved, Submitted
+from taskq.service import PROTOCOL, Finished, Found, Handout, Hello, Outcome, QueueService, Reserved, Submitted
 from taskq.wire.frames import Channel
 from taskq.wire.handshake import NONCE_BYTES, ClientHandshake
 from taskq.wire.server import WireServer, give_back_large_blocks
@@ -97,6 +97,10 @@ class Answers(QueueService):
         if ids and ids[0] == -3:
             return [{"result": bytes(ids[1])}]
         return [{"id": number, "state": "pending"} for number in ids]
+
+    def find(self, where: str, states: Sequence[str], below: int) -> Found:
+        self.last = ("find", where, states, below)
+        return Found([{"id": 8, "type": "compute"}], 8)
 
     def cancel(self, ids: Sequence[int]) -> Sequence[str]:
         self.last = ("cancel", ids)

@@ -10,7 +10,7 @@ from taskq.queue.core import QueueCore
 from taskq.queue.feeds import fitting, outcome, unknown
 from taskq.queue.idempotency import call_digest
 from taskq.queue.limits import check_number, check_seconds, checked
-from taskq.queue.task import FINAL, STATE_BY_LABEL, NewTask, State, TaskRow, cut, describe
+from taskq.queue.task import FINAL, NewTask, State, TaskRow, cut, describe, state_named
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, Finished, Outcome, Submitted
 from taskq.stores.base import CallRow, KeyRow
 
@@ -139,7 +139,7 @@ class ClientVerbs(QueueCore):
         self, state: str | None, type: str | None, queue: str | None, limit: int
     ) -> Sequence[dict[str, Any]]:
         """Whole records, newest first."""
-        states = () if state is None else (_state_named(state),)
+        states = () if state is None else (state_named(state),)
         if not 0 < limit <= MAX_BATCH:
             raise BadArguments(f"a limit is a number from 1 to {MAX_BATCH:,}")
         self._write_out()
@@ -166,7 +166,7 @@ class ClientVerbs(QueueCore):
 
     def purge(self, states: Sequence[str], older_s: float) -> int:
         """Delete final records; gives their number."""
-        wanted = [_state_named(label) for label in states]
+        wanted = [state_named(label) for label in states]
         if not wanted or not FINAL.issuperset(wanted):
             raise BadArguments("only completed, failed and cancelled tasks can be purged")
         finished_before = self._clock.wall() - check_seconds("older_s", older_s)
@@ -204,10 +204,3 @@ def _replayed(call: CallRow, digest: bytes, items: Sequence[NewTask], known: Map
             ids[position] = row.id
             existing.append(position)
     return Submitted(ids, existing)
-
-
-def _state_named(label: str) -> State:
-    try:
-        return STATE_BY_LABEL[label]
-    except KeyError:
-        raise BadArguments(f'there is no state "{label}"', hint="one of " + ", ".join(STATE_BY_LABEL)) from None

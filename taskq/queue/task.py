@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from taskq.errors import BadArguments
 from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
 
 
@@ -35,6 +36,16 @@ PENDING, SCHEDULED, RUNNING, COMPLETED, FAILED, CANCELLED = State
 
 FINAL = frozenset({COMPLETED, FAILED, CANCELLED})
 STATE_BY_LABEL = {state.label: state for state in State}
+
+
+def state_named(label: str) -> State:
+    """The state that people call so. Raises `BadArguments`."""
+    try:
+        return STATE_BY_LABEL[label]
+    except KeyError:
+        raise BadArguments(f'there is no state "{label}"', hint="one of " + ", ".join(STATE_BY_LABEL)) from None
+
+
 _STATES = {int(state): state for state in State}
 
 
@@ -273,6 +284,12 @@ def describe(row: TaskRow) -> dict[str, Any]:
     record["error"] = None if row.error is None else TaskError(*row.error)._asdict()
     record["cut"] = False
     return record
+
+
+def slim(row: TaskRow) -> dict[str, Any]:
+    """What `describe` gives, without payload, result and traceback; the message is whole."""
+    error = None if row.error is None else (*row.error[:3], "")
+    return {**describe(row._replace(payload=None, result=None, error=error)), "cut": True}
 
 
 SHORT_MESSAGE = 200

@@ -158,6 +158,12 @@ class Store(Protocol):
         """Whole records, newest (highest id) first; no states = all."""
         ...
 
+    def scan(self, states: Iterable[State], below: int, limit: int) -> tuple[list[TaskRow], int]:
+        """Up to ``limit`` records without payload and result, newest first, of ids under ``below`` (0: from the newest
+        on); and where to go on, 0 at the end. No states = all. Looks at a bounded part, so that nobody waits long.
+        """
+        ...
+
     def last_seq(self, client: int) -> int:
         """The highest sequence number of this client's stored calls, 0 if there is none."""
         ...

@@ -131,6 +131,18 @@ class MemoryStore:
                     found.append(row)
         return found
 
+    def scan(self, states: Iterable[State], below: int, limit: int) -> tuple[list[TaskRow], int]:
+        """See `Store.scan`; reads all at once."""
+        wanted = frozenset(states)
+        found: list[TaskRow] = []
+        with self._mutex:
+            for id in sorted((id for id in self._rows if not below or id < below), reverse=True):
+                if len(found) >= limit:
+                    return found, found[-1].id
+                if not wanted or self._rows[id].state in wanted:
+                    found.append(self._rows[id]._replace(payload=None, result=None))
+        return found, 0
+
     def last_seq(self, client: int) -> int:
         """See `Store.last_seq`."""
         with self._mutex:

@@ -138,6 +138,9 @@ _whole[_RESULT] = (
 _light = list(_COLUMNS)
 _light[_PAYLOAD] = f"CASE WHEN typeof(t.payload) = 'blob' AND length(t.payload) <= {INLINE_PAYLOAD} THEN t.payload END"
 
+_slim = list(_COLUMNS)
+_slim[_PAYLOAD] = _slim[_RESULT] = "NULL"
+
 SELECT = f"SELECT {', '.join(_whole)} FROM task t"
 """Whole records, for `task_row`."""
 GET = f"{SELECT} WHERE t.id IN {_IDS}"
@@ -200,6 +203,13 @@ def selection(states: Iterable[int], type: str | None, queue: str | None) -> tup
             parameters.append(value)
     conditions.append("t.id BETWEEN ? AND ?")
     return f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY t.id DESC LIMIT ?", parameters
+
+
+def scan(states: Iterable[int]) -> str:
+    """The statement that gives the records among ids (from, to) without what may be large, newest first, limited."""
+    wanted = ", ".join(str(int(state)) for state in sorted(set(states)))
+    among = f" AND t.state IN ({wanted})" if wanted else ""
+    return f"SELECT {', '.join(_slim)} FROM task t WHERE t.id BETWEEN ? AND ?{among} ORDER BY t.id DESC LIMIT ?"
 
 
 @dataclass

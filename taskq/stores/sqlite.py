@@ -43,6 +43,7 @@ _ROOM_TO_START = 2**20  # bytes: with less on the disk, the reserve is given up 
 _CHECKED = 2**30  # bytes: larger files are not read through at start
 _PIECE = 1_000  # rows that one read at start takes; more would only leave the processor's cache
 _SCAN = 50_000  # ids that one piece of a search takes while commits wait
+_BOUNDS = "SELECT (SELECT min(id) FROM task), (SELECT max(id) FROM task)"
 _PRUNED = 4_000  # rows that one transaction of `SqliteStore.prune` deletes while others wait
 _UNUSED = 4_000  # pages that may always lie idle in the file
 _SHRUNK, _SHRINKS = 250, 8  # pages that one transaction gives back to the disk, and transactions in one pruning
@@ -277,7 +278,7 @@ class SqliteStore:
     ) -> list[TaskRow]:
         """See `Store.select`."""
         sql, parameters = schema.selection(states, type, queue)
-        ((first, last),) = self._read("SELECT (SELECT min(id) FROM task), (SELECT max(id) FROM task)")
+        ((first, last),) = self._read(_BOUNDS)
         found: list[TaskRow] = []
         # In pieces, since a rare thing may be far back and commits are waiting.
         while first is not None and last >= first and len(found) < limit:
@@ -285,6 +286,16 @@ class SqliteStore:
             found.extend(map(schema.task_row, rows))
             last -= _SCAN
         return found
+
+    def scan(self, states: Iterable[State], below: int, limit: int) -> tuple[list[TaskRow], int]:
+        """See `Store.scan`."""
+        ((first, last),) = self._read(_BOUNDS)
+        if first is None:
+            return [], 0
+        top = min(last, below - 1) if below else last
+        rows = self._read(schema.scan(states), (top - _SCAN + 1, top, limit))
+        done = rows[-1][0] if len(rows) == limit else top - _SCAN + 1
+        return list(map(schema.task_row, rows)), done if done > first else 0
 
     def last_seq(self, client: int) -> int:
         """See `Store.last_seq`."""

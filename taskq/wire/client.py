@@ -20,6 +20,7 @@ from taskq.service import (
     BeatReply,
     ChildInfo,
     Finished,
+    Found,
     Handout,
     Hello,
     Outcome,
@@ -103,6 +104,10 @@ class RemoteQueue:
     ) -> Sequence[dict[str, Any]]:
         """Whole records, newest first."""
         return cast("Sequence[dict[str, Any]]", self._call("list_tasks", state, type, queue, limit))
+
+    def find(self, where: str, states: Sequence[str], below: int) -> Found:
+        """Records for which conditions hold."""
+        return Found(*self._call("find", where, states, below))
 
     def cancel(self, ids: Sequence[int]) -> Sequence[str]:
         """Cancel tasks."""

@@ -22,9 +22,9 @@ PACKAGE = ROOT / "taskq"
 LAYERS = (
     ("errors", "clock", "layout", "streams"),
     ("config", "logs"),
-    ("queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
+    ("where", "queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
     ("service", "signature", "stores.base"),
-    ("registry", "queue.*", "addresses"),
+    ("registry", "queue.*", "addresses", "selecting"),
     ("queue.job_queue", "stores.*", "wire.*"),
     ("pauses", "reconnecting", "feed", "results", "catalog", "pipeline", "client", "workers.*", "builtin_tasks"),
     ("views", "records", "entries", "submit", "monitor", "local_pool", "manager"),
@@ -54,7 +54,7 @@ PURE = (
         "queue.lots",
     ),
     *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec"),
-    *("layout", "records", "views", "bench.figures"),
+    *("where", "layout", "records", "views", "bench.figures"),
 )
 IMPURE = {"threading", "time", "random", "secrets", "logging", "socket", "os", "pathlib", "io", "uuid", "subprocess"}
 

@@ -58,6 +58,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "result": (9,),
     "get": ([1, 2],),
     "list_tasks": (None, "compute", None, 50),
+    "find": ("type=compute", ["failed"], 9),
     "cancel": ([1],),
     "purge": (["completed"], 3600.0),
     "beat": (POOL, [{"incarnation": "i", "pid": 2, "stopped": False, "running": [(1, 2**40, "t", 0.5)]}]),
