@@ -8,7 +8,7 @@ Errors are `taskq.errors`. Whoever adds a verb writes it into ``wire/PROTOCOL.md
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 from taskq.queue.task import NewTask
@@ -104,7 +104,11 @@ class Finished(NamedTuple):
 
 
 class Handout(NamedTuple):
-    """One task for a worker. ``attempt`` counts from 1 (failures + deaths + 1)."""
+    """One task for a worker. ``attempt`` counts from 1 (failures + deaths + 1).
+
+    ``rules``: what it is to be run by beyond the usual, None = nothing: ``retry_on`` and ``never_on`` (names of
+    exception classes, which hold instead of those in the type's code), ``ignore_result`` (true: report nil as result).
+    """
 
     id: int
     run: int
@@ -115,6 +119,7 @@ class Handout(NamedTuple):
     timeout: float | None
     correlation_id: str
     submitted_at: float
+    rules: Mapping[str, Any] | None = None
 
 
 class Reserved(NamedTuple):

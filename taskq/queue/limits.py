@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from taskq.errors import BadArguments, PayloadTooLarge
+from taskq.queue.retry import MAX_FACTOR
 from taskq.queue.task import NewTask, Terms, as_new_task
 from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_RESULT, NACK, PROGRESS, SNOOZE, Report, WorkerInfo
 
@@ -21,6 +22,8 @@ MAX_PRIORITY = 1_000
 MAX_RETRIES = 1_000_000
 MAX_DELAY = 10 * 366 * 86400.0
 """Seconds: furthest that a task can be put off, backoff and timeout included."""
+MAX_ERRORS = 50
+"""Most names in ``retry_on`` or ``never_on``."""
 MAX_THREADS = 10_000
 MAX_NUMBER = 2**63 - 1
 """Largest number that a store can hold."""
@@ -61,21 +64,46 @@ def checked(items: Sequence[NewTask], max_payload: int) -> list[NewTask]:
 @lru_cache(maxsize=4096, typed=True)
 def _accepted(*fields: Any) -> Terms:
     """These terms, one object for all that are equal. Raises `ValueError`, `TypeError`."""
-    terms = Terms._make(fields)
+    terms = Terms.of(fields)
     if not (type(terms.type) is str and 0 < len(terms.type) <= MAX_NAME):
         raise ValueError("it has no type")
     if not (type(terms.queue) is str and 0 < len(terms.queue) <= MAX_NAME):
         raise ValueError(f"a queue's name has 1 to {MAX_NAME} characters")
     if type(terms.priority) is not int or abs(terms.priority) > MAX_PRIORITY:
         raise ValueError(f"priority is a number from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}")
+    for name in ("timeout", "result_ttl"):
+        if (limit := getattr(terms, name)) is not None:
+            _check_seconds(name, limit)
+            if limit == 0:
+                raise ValueError(f"{name} is more than 0")
+    _check_retry(terms)
+    if type(terms.ignore_result) is not bool:
+        raise ValueError("ignore_result is true or false")
+    return terms
+
+
+def _check_retry(terms: Terms) -> None:
     if type(terms.max_retries) is not int or not 0 <= terms.max_retries <= MAX_RETRIES:
         raise ValueError(f"max_retries is a number from 0 to {MAX_RETRIES:,}")
     _check_seconds("backoff", terms.backoff)
-    if terms.timeout is not None:
-        _check_seconds("timeout", terms.timeout)
-        if terms.timeout == 0:
-            raise ValueError("a timeout is more than 0")
-    return terms
+    if type(terms.factor) not in (float, int) or not 1 <= terms.factor <= MAX_FACTOR:
+        raise ValueError(f"factor is a number from 1 to {MAX_FACTOR:g}")
+    _check_seconds("max_delay", terms.max_delay)
+    if type(terms.jitter) is not bool:
+        raise ValueError("jitter is true or false")
+    for name in ("retry_on", "never_on"):
+        names = getattr(terms, name)
+        if names is not None and not are_error_names(names):
+            raise ValueError(f"{name} is a list of at most {MAX_ERRORS} names of exception classes")
+
+
+def are_error_names(names: object) -> bool:
+    """Whether this is a tuple of what may be names of exception classes, with or without their modules."""
+    return (
+        type(names) is tuple
+        and len(names) <= MAX_ERRORS
+        and all(type(name) is str and 0 < len(name) <= MAX_NAME for name in names)
+    )
 
 
 def _check_own(delay: object, key: object, correlation_id: object) -> None:

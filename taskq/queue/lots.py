@@ -1,7 +1,7 @@
 """Tasks of one call as lots: what they have in common is said once. PURE.
 
-A lot is ``(terms, payloads, delays, keys, correlation_ids)``. Its payloads are a tuple; of the other three each is one
-value that holds for all of them, or a tuple as long as that of the payloads.
+A lot is ``(terms, payloads, delays, keys, correlation_ids)``, its terms as in `Terms.short`. Its payloads are a tuple;
+of the other three each is one value that holds for all of them, or a tuple as long as that of the payloads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _terms = itemgetter(0)
 
 def lots(items: Iterable[NewTask]) -> list[tuple[Any, ...]]:
     """These tasks as lots, in their order."""
-    return [(tuple(terms), *_columns(group)) for terms, group in groupby(items, _terms)]
+    return [(terms.short, *_columns(group)) for terms, group in groupby(items, _terms)]
 
 
 def _columns(group: Iterator[NewTask]) -> tuple[Any, ...]:
@@ -38,7 +38,7 @@ def tasks(lots: Sequence[Sequence[Any]], limit: int) -> list[NewTask]:
         columns = [_each(values, len(payloads)) for values in others]
         if len(columns) != len(NewTask._fields) - 2:
             raise ValueError(f"a lot has {len(NewTask._fields)} fields")
-        found.extend(map(as_new_task, zip(repeat(Terms._make(terms)), payloads, *columns)))
+        found.extend(map(as_new_task, zip(repeat(Terms.of(terms)), payloads, *columns)))
     return found
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 DEFAULT_MAX_RETRIES = 3
 DEFAULT_BACKOFF = 1.0
-MAX_DELAY = 3600.0
+DEFAULT_FACTOR = 2.0
+DEFAULT_MAX_DELAY = 3600.0
+MAX_FACTOR = 100.0
+"""Largest factor; the power below stays within what a float holds."""
 MAX_DEATHS = 3
 
 _MASK = 2**64 - 1
@@ -24,19 +27,29 @@ def unit_hash(number: int, salt: int) -> float:
     return ((mixed ^ (mixed >> 31)) >> 11) / 2**53
 
 
-def retry_delay(task_id: int, failures: int, backoff: float) -> float:
+def retry_delay(
+    task_id: int,
+    failures: int,
+    backoff: float,
+    factor: float = DEFAULT_FACTOR,
+    max_delay: float = DEFAULT_MAX_DELAY,
+    jitter: bool = True,
+) -> float:
     """Seconds until the next attempt after the ``failures``-th failure (1, 2, …).
 
-    Exponential from ``backoff``, at most an hour, with equal jitter: evenly spread over the upper half
-    ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015), so that tasks that failed together come back apart.
+    ``backoff`` after the first failure, ``factor`` times as long after each further one, at most ``max_delay``. With
+    ``jitter`` evenly spread over the upper half of that, so that tasks that failed together come back apart
+    ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
 
+    >>> [retry_delay(7, n, 2.0, 3.0, 60.0, jitter=False) for n in (1, 2, 3, 4, 999)]
+    [2.0, 6.0, 18.0, 54.0, 60.0]
     >>> all(2.0 <= retry_delay(n, 3, 1.0) <= 4.0 for n in range(100))
     True
-    >>> retry_delay(7, 60, 1.0) <= MAX_DELAY
+    >>> retry_delay(7, 60, 1.0) <= DEFAULT_MAX_DELAY
     True
     """
-    delay = min(MAX_DELAY, backoff * 2.0 ** min(failures - 1, 62))
-    return delay / 2 + delay / 2 * unit_hash(task_id, failures)
+    delay = min(max_delay, backoff * factor ** min(failures - 1, 62))
+    return delay / 2 + delay / 2 * unit_hash(task_id, failures) if jitter else delay
 
 
 def death_delay(deaths: int) -> float:
@@ -45,4 +58,4 @@ def death_delay(deaths: int) -> float:
     >>> [death_delay(n) for n in (1, 2, 3)]
     [1.0, 2.0, 4.0]
     """
-    return min(MAX_DELAY, 2.0 ** (deaths - 1))
+    return min(DEFAULT_MAX_DELAY, 2.0 ** (deaths - 1))

@@ -310,8 +310,10 @@ class QueueState:
         if delay == -1 or task.failures > task.terms.max_retries:
             self._take_from(worker, task, Event.FAIL, now, changes)
             return
-        wait = retry_delay(task.id, task.failures, task.terms.backoff) if delay is None else delay
-        task.due_at = now.wall + wait
+        terms = task.terms
+        if delay is None:
+            delay = retry_delay(task.id, task.failures, terms.backoff, terms.factor, terms.max_delay, terms.jitter)
+        task.due_at = now.wall + delay
         task.finished_at = None
         if not task.cancel_requested:
             self.figures.totals["retried"] += 1

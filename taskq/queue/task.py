@@ -6,13 +6,14 @@ Heaps, lanes, counters and indexes are bookkeeping and live elsewhere (`ready`, 
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from taskq.errors import BadArguments
-from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
+from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_FACTOR, DEFAULT_MAX_DELAY, DEFAULT_MAX_RETRIES
 
 
 class State(enum.IntEnum):
@@ -63,19 +64,73 @@ class TaskError(NamedTuple):
     traceback: str = ""
 
 
-class Terms(NamedTuple):
-    """What tasks that are submitted alike have in common; they share one object of it.
-
-    ``priority``: higher first. ``backoff``: seconds before the first retry, doubled for each further one. ``timeout``:
-    seconds, None = no limit.
-    """
-
+class _Terms(NamedTuple):
     type: str
     queue: str = "default"
     priority: int = 0
     max_retries: int = DEFAULT_MAX_RETRIES
     backoff: float = DEFAULT_BACKOFF
     timeout: float | None = None
+    # What follows is rarely given: see `Terms.short`, `Terms.more`.
+    factor: float = DEFAULT_FACTOR
+    max_delay: float = DEFAULT_MAX_DELAY
+    jitter: bool = True
+    retry_on: tuple[str, ...] | None = None
+    never_on: tuple[str, ...] | None = None
+    ignore_result: bool = False
+    result_ttl: float | None = None
+
+
+_USUAL = 6
+"""Fields of `Terms` that always travel: the first ones."""
+_HANDED = ("retry_on", "never_on", "ignore_result")
+"""Fields of `Terms` that the worker heeds."""
+
+
+class Terms(_Terms):
+    """What tasks that are submitted alike have in common; they share one object of it.
+
+    ``priority``: higher first. ``backoff``, ``factor``, ``max_delay``, ``jitter``: see `taskq.queue.retry.retry_delay`.
+    ``retry_on``, ``never_on``: names of exception classes, None = as the type's own code says. ``ignore_result``: what
+    the task returns is dropped. ``timeout``, ``result_ttl`` (how long the result is kept): seconds, None = no limit.
+    """
+
+    @classmethod
+    def of(cls, fields: Sequence[Any]) -> Terms:
+        """The terms that these are the `short` form of, unchecked. Raises `TypeError`."""
+        if len(fields) < _USUAL:
+            raise TypeError(f"terms have at least {_USUAL} fields")
+        return cls(*fields)
+
+    @cached_property
+    def usual(self) -> tuple[Any, ...]:
+        """The fields that have columns of their own in stores."""
+        return self[:_USUAL]
+
+    @cached_property
+    def short(self) -> tuple[Any, ...]:
+        """The fields but for the rare ones at the end that are as usual: what travels, and what digests are made of."""
+        size = len(self)
+        while size > _USUAL and self[size - 1] == self._field_defaults[self._fields[size - 1]]:
+            size -= 1
+        return self[:size]
+
+    @cached_property
+    def more(self) -> str | None:
+        """The rare fields that are not as usual, as JSON; None when all are."""
+        changed = {name: value for name, value in self._unusual.items() if value != self._field_defaults[name]}
+        return json.dumps(changed, separators=(",", ":")) if changed else None
+
+    @cached_property
+    def rules(self) -> dict[str, Any] | None:
+        """What the worker has to heed beyond the usual: see `taskq.service.Handout`."""
+        return {
+            name: self._unusual[name] for name in _HANDED if self._unusual[name] != self._field_defaults[name]
+        } or None
+
+    @property
+    def _unusual(self) -> dict[str, Any]:
+        return dict(zip(self._fields[_USUAL:], self[_USUAL:], strict=True))
 
 
 class NewTask(NamedTuple):
@@ -193,7 +248,7 @@ class TaskRow(NamedTuple):
     """A task as stores write and read it: the record's fields in one fixed order, immutable once copied.
 
     ``payload`` is None in a row that updates a stored record (the payload never changes) and in rows that were read
-    without it. ``error`` is a plain tuple (kind, type, message, traceback).
+    without it. ``terms_more``: see `Terms.more`. ``error`` is a plain tuple (kind, type, message, traceback).
     """
 
     id: int
@@ -220,14 +275,20 @@ class TaskRow(NamedTuple):
     finished_at: float | None
     result: bytes | None
     error: tuple[str, str, str, str] | None
+    terms_more: str | None
+
+    @property
+    def terms(self) -> Terms:
+        """What it has in common with others."""
+        return _shared_terms(*self[1 : 1 + _USUAL], self.terms_more)
 
     def change(self) -> TaskChange:
         """The part of it that may change."""
-        return TaskChange._make((self.id, *self[1 - len(TaskChange._fields) :]))
+        return TaskChange._make((self.id, *self[-len(TaskChange._fields) : -1]))
 
 
 class TaskChange(NamedTuple):
-    """What may have changed of a stored task: the row's fields from `due_at` on, copied."""
+    """What may have changed of a stored task: the row's fields from `due_at` to `error`, copied."""
 
     id: int
     due_at: float
@@ -246,18 +307,27 @@ class TaskChange(NamedTuple):
 
 def _reader(fields: Sequence[str]) -> Callable[[Task], tuple[Any, ...]]:
     """Reads these fields of a row from a record, all at once: each task that passes is read twice."""
-    return attrgetter(*("state._value_" if name == "state" else name for name in fields))
+    places = {"state": "state._value_", "terms_more": "terms.more"}
+    return attrgetter(*(places.get(name, name) for name in fields))
 
 
-_own_fields, _change_fields = _reader(TaskRow._fields[1 + len(Terms._fields) :]), _reader(TaskChange._fields)
+_own_fields, _change_fields = _reader(TaskRow._fields[1 + _USUAL :]), _reader(TaskChange._fields)
 _row_of: Callable[[Sequence[Any]], TaskRow] = partial(tuple.__new__, TaskRow)
 _change_of: Callable[[Sequence[Any]], TaskChange] = partial(tuple.__new__, TaskChange)
-_shared_terms = lru_cache(maxsize=4096)(Terms)
+
+
+@lru_cache(maxsize=4096)
+def _shared_terms(*fields: Any) -> Terms:
+    """The terms of a row's fields, the last of which is its `TaskRow.terms_more`."""
+    *usual, more = fields
+    found: dict[str, Any] = {} if more is None else json.loads(more)
+    rare: dict[str, Any] = {name: tuple(value) if type(value) is list else value for name, value in found.items()}
+    return Terms(*usual, **rare)
 
 
 def to_row(task: Task) -> TaskRow:
     """Copy a record for a store; call it under the lock that guards the record."""
-    return _row_of((task.id, *task.terms, *_own_fields(task)))
+    return _row_of((task.id, *task.terms.usual, *_own_fields(task)))
 
 
 def to_change(task: Task) -> TaskChange:
@@ -267,8 +337,7 @@ def to_change(task: Task) -> TaskChange:
 
 def from_row(row: TaskRow) -> Task:
     """The record that a store gave back."""
-    terms = _shared_terms(*row[1 : 1 + len(Terms._fields)])
-    task = Task(row.id, terms, *row[1 + len(Terms._fields) :])  # type: ignore[arg-type]  # see the next lines
+    task = Task(row.id, row.terms, *row[1 + _USUAL : -1])  # type: ignore[arg-type]  # see the next lines
     task.state = _STATES[row.state]
     task.cancel_requested = bool(row.cancel_requested)
     if row.error is not None:
@@ -278,7 +347,8 @@ def from_row(row: TaskRow) -> Task:
 
 def describe(row: TaskRow) -> dict[str, Any]:
     """A row as plain data for clients (``payload`` and ``result`` stay encoded, states become words)."""
-    record: dict[str, Any] = row._asdict()
+    record: dict[str, Any] = {**row._asdict(), **row.terms._asdict()}
+    del record["terms_more"]
     record["state"] = State(row.state).label
     record["cancel_requested"] = bool(row.cancel_requested)
     record["error"] = None if row.error is None else TaskError(*row.error)._asdict()

@@ -234,4 +234,5 @@ def _handout(task: Task) -> Handout:
         terms.timeout,
         task.correlation_id,
         task.submitted_at,
+        terms.rules,
     )

@@ -80,7 +80,7 @@ class MemoryStore:
             for change in batch.changed:
                 before = self._rows.get(change.id)
                 if before is not None:
-                    self._put(TaskRow._make((*before[: 1 - len(change)], *change[1:])))
+                    self._put(TaskRow._make((*before[: -len(change)], *change[1:], before.terms_more)))
             for call in batch.calls:
                 self._calls[call.client, call.seq] = call
                 self._last_seqs[call.client] = max(call.seq, self._last_seqs.get(call.client, 0))

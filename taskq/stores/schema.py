@@ -58,7 +58,7 @@ TABLES = (
     "CREATE TABLE task (id INTEGER PRIMARY KEY, type TEXT, queue TEXT, payload BLOB, priority INT, max_retries INT,"
     " backoff REAL, timeout REAL, key TEXT, correlation_id TEXT, client INT, submitted_at REAL, due_at REAL, state INT,"
     " run INT, failures INT, deaths INT, cancel_requested INT, worker TEXT, worker_name TEXT, started_at REAL,"
-    " finished_at REAL, result BLOB, error TEXT)",
+    " finished_at REAL, result BLOB, error TEXT, terms_more TEXT)",
     f"CREATE INDEX live ON task (id) WHERE state < {FIRST_FINAL}",
     f"CREATE INDEX final ON task (state, finished_at) WHERE state >= {FIRST_FINAL}",
     "CREATE TABLE payload (id INTEGER PRIMARY KEY, data BLOB)",
@@ -74,19 +74,22 @@ TABLES = (
 )
 
 UPGRADES: dict[int, tuple[str, ...]] = {
-    1: (_QUEUE,),
+    1: (
+        _QUEUE,
+        "ALTER TABLE task ADD COLUMN terms_more TEXT",
+    ),
 }
 """version -> statements that lead from it to the next one."""
 
 _FIELDS, _CHANGING = TaskRow._fields, TaskChange._fields[1:]
 _PAYLOAD = _FIELDS.index("payload")
 _RUN = _FIELDS.index("run")  # from here on there is nothing before the first run
-_RESULT = _FIELDS.index("result")
+_RESULT, _ERROR = _FIELDS.index("result"), _FIELDS.index("error")
 _make = TaskRow._make
-_NEVER_RUN = (0, 0, 0, False, None, None, None, None, None, None)
+_NEVER_RUN = (0, 0, 0, False, None, None, None, None, None, None, None)
 
 _LARGEST = 1_000
-"""Rows of one statement: as many as a submit call brings. With 24 columns it is within SQLite's limit of parameters."""
+"""Rows of one statement: as many as a submit call brings. With 25 columns it is within SQLite's limit of parameters."""
 
 
 class Insert:
@@ -234,7 +237,7 @@ def stored(new: Iterable[TaskRow], changed: Iterable[TaskChange]) -> Stored:
         if not row.run and row[_RUN:] == _NEVER_RUN:
             to.fresh.append(head)
         else:
-            to.whole.append((*head, *row[_RUN:_RESULT], *_outcome(row, to.results)))
+            to.whole.append((*head, *row[_RUN:_RESULT], *_outcome(row, to.results), row.terms_more))
     to.changed = [change if _fits(change) else (*change[:-2], *_outcome(change, to.results)) for change in changed]
     return to
 
@@ -258,5 +261,5 @@ def task_row(stored: tuple[Any, ...]) -> TaskRow:
     if stored[_RUN] is None:
         # A million of these are made at start: one display, no slices of slices.
         return _make((stored[0], intern(stored[1]), intern(stored[2]), *stored[3:_RUN], *_NEVER_RUN))
-    error = None if stored[-1] is None else tuple(json.loads(stored[-1]))
-    return _make((stored[0], intern(stored[1]), intern(stored[2]), *stored[3:-1], error))
+    error = None if stored[_ERROR] is None else tuple(json.loads(stored[_ERROR]))
+    return _make((stored[0], intern(stored[1]), intern(stored[2]), *stored[3:_ERROR], error, stored[-1]))

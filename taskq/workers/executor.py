@@ -128,7 +128,7 @@ class Executor:
             )
 
     def _context(self, handout: Handout) -> TaskContext:
-        id, run, type, _, queue, attempt, _, correlation_id, _ = handout
+        id, run, type, _, queue, attempt, _, correlation_id, _, _ = handout
         return TaskContext(id, run, attempt, type, queue, correlation_id, partial(self._say, handout))
 
     def _say(self, handout: Handout, fraction: float, note: str) -> None:

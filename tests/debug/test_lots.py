@@ -14,12 +14,15 @@ from taskq.wire import codec
 
 ITEMS = st.builds(
     NewTask,
-    st.sampled_from([Terms("x"), Terms("y", "mail"), Terms("x", priority=1, timeout=2.5)]),
+    st.sampled_from(
+        [Terms("x"), Terms("y", "mail"), Terms("x", priority=1, timeout=2.5), Terms("x", jitter=False, never_on=("E",))]
+    ),
     st.binary(max_size=3),
     st.sampled_from([0.0, 5.0]),
     st.sampled_from([None, "a", "b"]),
     st.sampled_from(["", "c"]),
 )
+USUAL = ("x", "q", 0, 3, 1.0, None)
 
 
 @given(st.lists(ITEMS, max_size=12))
@@ -29,7 +32,7 @@ def test_whatever_is_sent_arrives_in_its_order(items: list[NewTask]) -> None:
 
 def test_what_is_common_is_said_once() -> None:
     many = lots([new_task("x", b"%d" % number, correlation_id="c") for number in range(5)])
-    assert many == [(tuple(Terms("x")), (b"0", b"1", b"2", b"3", b"4"), 0.0, None, "c")]
+    assert many == [(("x", "default", 0, 3, 1.0, None), (b"0", b"1", b"2", b"3", b"4"), 0.0, None, "c")]
 
 
 @pytest.mark.parametrize(
@@ -38,11 +41,12 @@ def test_what_is_common_is_said_once() -> None:
         5,
         [5],
         [()],
-        [(("x",), (b"p",), 0.0, None)],
-        [(("x",), (b"p",), 0.0, None, "", 1)],
-        [(("x", "q", 0, 3, 1.0, None, 7), (b"p",), 0.0, None, "")],
-        [(("x",), (b"p", b"q"), (0.0,), None, "")],
-        [(("x",), (b"p",) * 13, 0.0, None, "")],
+        [(USUAL, (b"p",), 0.0, None)],
+        [(USUAL, (b"p",), 0.0, None, "", 1)],
+        [(USUAL[:5], (b"p",), 0.0, None, "")],
+        [((*Terms("x"), 7), (b"p",), 0.0, None, "")],
+        [(USUAL, (b"p", b"q"), (0.0,), None, "")],
+        [(USUAL, (b"p",) * 13, 0.0, None, "")],
     ],
 )
 def test_what_is_no_lot_is_refused(wrong: Any) -> None:

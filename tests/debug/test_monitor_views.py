@@ -481,6 +481,7 @@ def record(**changes: Any) -> dict[str, Any]:
         max_retries=3,
         backoff=1.0,
         timeout=None,
+        terms_more=None,
         key=None,
         correlation_id="c-1",
         client=7,

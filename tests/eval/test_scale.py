@@ -28,7 +28,7 @@ def pending(id: int) -> TaskRow:
     """A record as a submit of ``compute(operation="double", value=id)`` leaves it."""
     payload = encode_arguments((), {"operation": "double", "value": id})
     fields = (id, "compute", "default", 0, 3, 1.0, None, payload, None, f"c{id // 1000:011}", 7, 1.7e9, 1.7e9)
-    return TaskRow(*fields, int(PENDING), 0, 0, 0, False, *[None] * 6)  # type: ignore[arg-type]
+    return TaskRow(*fields, int(PENDING), 0, 0, 0, False, *[None] * 7)  # type: ignore[arg-type]
 
 
 def fill(path: Path, count: int) -> None:

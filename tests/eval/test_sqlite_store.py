@@ -37,7 +37,7 @@ opened = store.open()
 say("open")
 try:
     for id in range(opened.next_id, opened.next_id + int(sys.argv[2])):
-        fields = [id, "t", "q", 0, 3, 1.0, None, b"x" * 200, None, "c", 7, 1.0, 1.0, 1, 0, 0, 0, False] + [None] * 6
+        fields = [id, "t", "q", 0, 3, 1.0, None, b"x" * 200, None, "c", 7, 1.0, 1.0, 1, 0, 0, 0, False] + [None] * 7
         store.write(Batch(new=[TaskRow(*fields)], next_id=id + 1))
         say(id)
 except StoreFailed as error:
@@ -53,7 +53,7 @@ store.close()
 
 def row(id: int, **others: object) -> TaskRow:
     """A pending record."""
-    fields = (id, "t", "q", 0, 3, 1.0, None, b"p%d" % id, None, "c", 7, 1.0, 1.0, 1, 0, 0, 0, False, *[None] * 6)
+    fields = (id, "t", "q", 0, 3, 1.0, None, b"p%d" % id, None, "c", 7, 1.0, 1.0, 1, 0, 0, 0, False, *[None] * 7)
     return TaskRow(*fields)._replace(**others)  # type: ignore[arg-type]
 
 

@@ -23,7 +23,7 @@ MIB = 2**20
 def pending(id: int) -> TaskRow:
     """A record as a submit leaves it."""
     fields = (id, "compute", "default", 0, 3, 1.0, None, b"x" * 40, None, f"c{id:012}", 7, 1.7e9, 1.7e9, State.PENDING)
-    return TaskRow(*fields, 0, 0, 0, False, *[None] * 6)  # type: ignore[arg-type]
+    return TaskRow(*fields, 0, 0, 0, False, *[None] * 7)  # type: ignore[arg-type]
 
 
 def completed(id: int) -> TaskRow:
