@@ -33,7 +33,7 @@ from taskq.stores.base import Store
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
 from taskq.wire.door import ask_for_descriptors
-from taskq.wire.server import WireServer, give_back_large_blocks
+from taskq.wire.server import WireServer, bound_kept_memory
 from taskq.workers.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Manager:
         logs.event(log, logging.INFO, "starting", f"taskq {config.VERSION} opens {store}")
         sys.setswitchinterval(SWITCH_INTERVAL)
         ask_for_descriptors()
-        give_back_large_blocks()
+        bound_kept_memory()
         self._queue = self._open_queue()
         self._server = self._listen(self._queue, key)
         self._server.start()

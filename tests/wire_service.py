@@ -31,7 +31,7 @@ from taskq.queue.task import NewTask
 from taskq.service import PROTOCOL, Finished, Found, Handout, Hello, Outcome, QueueService, Reserved, Submitted
 from taskq.wire.frames import Channel
 from taskq.wire.handshake import NONCE_BYTES, ClientHandshake
-from taskq.wire.server import WireServer, give_back_large_blocks
+from taskq.wire.server import WireServer, bound_kept_memory
 
 KEY = bytes(range(32))
 OUTCOME = Outcome(7, "failed", None, ("error", "ValueError", "no", "Traceback …"), 3, 0, "host-1/0")
@@ -217,7 +217,7 @@ def _main() -> None:
     options = parser.parse_args()
     logging.basicConfig(format="%(levelname)s %(message)s")
     sys.setswitchinterval(0.0005)
-    give_back_large_blocks()
+    bound_kept_memory()
     if options.descriptors:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options.descriptors, options.descriptors))
     server = WireServer(Answers(), "127.0.0.1", 0, KEY)

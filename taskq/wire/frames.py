@@ -121,24 +121,22 @@ class Channel:
         size = HEADER.unpack_from(data)[0]
         if size > self.limit:
             raise NotAFrame(f"a frame of {size:,} bytes is too large")
-        end = size + 4
-        data = self._extend(data, end, deadline)
-        self._rest = data[end:]
-        return data[4:end]
+        self._rest = data[size + 4 :]
+        return self._extend(data[4 : size + 4], size, deadline)
 
     def _extend(self, data: bytes, size: int, deadline: float) -> bytes:
-        """``data`` and what comes after it, at least ``size`` bytes in all. Memory grows only with what has come."""
-        if len(data) >= size:
-            return data
-        buffer = bytearray(data)
-        while len(buffer) < size:
+        """``data`` and what comes after it, ``size`` bytes in all (or more, if it was more). Memory that is kept ready
+        for what has not come yet costs nothing: the system gives it when it is written to."""
+        parts, missing = [data], size - len(data)
+        while missing > 0:
             if time.monotonic() > deadline:
                 raise BlockingIOError
-            chunk = self._sock.recv(min(size - len(buffer), 4 * _READ))
-            if not chunk:
+            part = self._sock.recv(missing, socket.MSG_WAITALL)
+            if not part:
                 raise ConnectionLost("connection closed in the middle of a frame")
-            buffer += chunk
-        return bytes(buffer)
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts) if len(parts) > 1 else data
 
     def send(self, body: bytes) -> None:
         """Send one frame. Raises `FrameTooLarge` before anything is sent, `ConnectionLost`, `TimedOut`."""

@@ -38,21 +38,29 @@ BACKLOG = 1024
 _ORDERLY = 2.0
 """Seconds that requests under way have to get their replies out at the end."""
 
+# From malloc.h.
+_M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-"""From malloc.h."""
-_LARGE_BLOCK = 1024 * 1024
+_M_ARENA_MAX = -8
+_LARGE_BLOCK = 3 * 1024 * 1024
+_KEPT = 4 * 1024 * 1024
+_HEAPS = 2
 
 _log = logging.getLogger(__name__)
 
 
-def give_back_large_blocks() -> None:
-    """Let the C library give the memory of large requests and replies back to the system when they are done with.
+def bound_kept_memory() -> None:
+    """Let the C library keep a few MiB of what requests and replies took, and give the rest back to the system.
 
     Left alone, glibc keeps it: it takes a size that was freed once for usual and serves the next such block from a heap
-    of the calling thread, which hardly ever shrinks. Other libraries have no such switch and need none.
+    of the calling thread, which hardly ever shrinks, and there are many heaps. To give all of it back at once would be
+    no better: to have memory anew, page by page, takes longer than to copy a large payload into it. Other libraries
+    have no such switches and need none.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
+        mallopt(_M_ARENA_MAX, _HEAPS)  # more would be for threads that allocate at the same time, and there is the GIL
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
