@@ -24,6 +24,9 @@ ITEMS = st.builds(
 )
 
 
+USUAL = Terms("x").short
+
+
 @settings(max_examples=50)
 @given(st.lists(ITEMS, max_size=12))
 def test_whatever_is_sent_arrives_in_its_order(items: list[NewTask]) -> None:
