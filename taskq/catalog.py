@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import taskq.builtin_tasks  # noqa: F401  (registers the types that every worker offers)
 from taskq.clock import SystemClock
 from taskq.errors import BadArguments, UnknownTaskType
-from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
-from taskq.queue.task import Terms
-from taskq.registry import Options, Prepared, TaskType, lookup
+from taskq.options import Options
+from taskq.queue.task import Terms, terms_of
+from taskq.registry import Prepared, TaskType, lookup
 from taskq.service import TypeInfo, Types
 from taskq.signature import Signature
 
@@ -25,26 +25,14 @@ _PLAIN = Options()
 
 
 class Offer(NamedTuple):
-    """A type that may be submitted: the check of its arguments (raises `BadArguments`), and its defaults."""
+    """A type that may be submitted: the check of its arguments (raises `BadArguments`), and its default terms."""
 
-    name: str
     check: Callable[[Sequence[Any], Mapping[str, Any]], None]
-    queue: str = "default"
-    max_retries: int = DEFAULT_MAX_RETRIES
-    backoff: float = DEFAULT_BACKOFF
-    timeout: float | None = None
+    terms: Terms
 
     def with_options(self, options: Options) -> Template:
         """What a submit with these options sends: the type's defaults where they say nothing."""
-        terms = Terms(
-            self.name,
-            self.queue if options.queue is None else options.queue,
-            options.priority,
-            self.max_retries if options.max_retries is None else options.max_retries,
-            self.backoff if options.backoff is None else options.backoff,
-            self.timeout if options.timeout is None else options.timeout,
-        )
-        return Template(self.check, terms, options.delay, options.key)
+        return Template(self.check, options.on(self.terms), options.delay, options.key)
 
 
 class Template(NamedTuple):
@@ -101,19 +89,13 @@ class Catalog:
         local = lookup(target) if isinstance(target, str) else target
         announced = self._announced(target if isinstance(target, str) else target.name)
         if local is not None:
-            return Offer(local.name, local.bind, local.queue, local.max_retries, local.backoff, local.timeout)
+            return Offer(local.bind, local.terms)
         if announced:
             found = announced[0]
             signatures = [Signature(info["name"], info["parameters"]) for info in announced]
-            return Offer(
-                found["name"],
-                lambda args, kwargs: _check_any(signatures, args, kwargs),
-                found["queue"],
-                found["max_retries"],
-                found["backoff"],
-                found["timeout"],
-            )
-        return Offer(str(target), lambda args, kwargs: None)
+            usual = (found["name"], found["queue"], 0, found["max_retries"], found["backoff"], found["timeout"])
+            return Offer(lambda args, kwargs: _check_any(signatures, args, kwargs), terms_of(*usual, found.get("more")))
+        return Offer(lambda args, kwargs: None, Terms(str(target)))
 
     def _announced(self, name: str) -> list[TypeInfo]:
         if served := self._served.get(name):

@@ -10,12 +10,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any, NamedTuple, NoReturn
 
 from taskq.config import parse_duration
-from taskq.errors import BadArguments, ConfigError
-from taskq.registry import Options
+from taskq.errors import BadArguments, ConfigError, Retry, RetryPolicy
+from taskq.options import Options
 
 OPTION_NAMES = frozenset(field.name for field in fields(Options))
 RANDOM_OPERATIONS = (("factorial", 500), ("fibonacci", 1_000), ("double", 1_000_000))
@@ -23,6 +23,10 @@ RANDOM_OPERATIONS = (("factorial", 500), ("fibonacci", 1_000), ("double", 1_000_
 RANDOM_FAILURES = 0.05
 """Part of the random tasks that fail on purpose."""
 
+_DURATIONS = ("delay", "timeout", "backoff", "result_ttl")
+"""Options that may be written like ``10m``."""
+_RETRY_PARTS = ("max_retries", "backoff", "max_delay")
+_RETRY_HINT = 'write retries:backoff:max_delay, such as 5:2s:10m; or an object, such as {"max_retries": 5, "factor": 3}'
 _EXCERPT = 72
 """Columns of a line that an error shows."""
 
@@ -162,21 +166,64 @@ def _options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
             raise BadArguments(
                 f'there is no option "{name}"', hint=f"an entry may have {', '.join(sorted(OPTION_NAMES))}"
             )
-        if known in ("delay", "timeout", "backoff") and isinstance(value, str):
-            try:
-                value = parse_duration(value)
-            except ConfigError as error:
-                raise BadArguments(f"{name}: {error.message}", hint=error.hint) from None
+        if known == "retry" and value is not None:
+            value = read_retry(value)
+        elif known in _DURATIONS:
+            value = _seconds(name, value)
         if value is not None:
             merged[known] = value
     return Options(**merged)
 
 
+def _seconds(name: str, value: Any) -> Any:
+    """Seconds of a text like ``10m``; anything else as it is, for `Options` to judge."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_duration(value)
+    except ConfigError as error:
+        raise BadArguments(f"{name}: {error.message}", hint=error.hint) from None
+
+
+def read_retry(value: Any) -> Retry:
+    """A policy as it is written: ``retries:backoff:max_delay``, of which the end may be missing, or an object.
+
+    Raises `BadArguments`.
+
+    >>> read_retry("5:2s:10m")
+    Retry(max_retries=5, backoff=2.0, max_delay=600.0)
+    >>> read_retry({"max_retries": 2, "never_on": ["ValueError"]})
+    Retry(max_retries=2, never_on=('ValueError',))
+    """
+    if isinstance(value, str):
+        parts = value.split(":")
+        if not parts[0].strip().isdecimal() or len(parts) > len(_RETRY_PARTS):
+            raise BadArguments(f'retry: "{value}" is no policy', hint=_RETRY_HINT)
+        value = {"max_retries": int(parts[0]), **dict(zip(_RETRY_PARTS[1:], parts[1:], strict=False))}
+    if not isinstance(value, dict):
+        raise BadArguments(f"retry: {_kind(value)} is no policy", hint=_RETRY_HINT)
+    if unknown := sorted(value.keys() - {*RetryPolicy._fields}):
+        raise BadArguments(
+            f'retry: there is no part "{unknown[0]}"', hint=f"a policy may have {', '.join(RetryPolicy._fields)}"
+        )
+    given: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in value.items()}
+    for name in ("backoff", "max_delay"):
+        if name in given:
+            given[name] = _seconds(f"retry: {name}", given[name])
+    retry = Retry(**given)
+    Options(retry=retry)  # refuses what is out of range
+    return retry
+
+
 def as_json(entry: Entry) -> dict[str, Any]:
     """The entry as it could stand in a file, options that are set included."""
     payload = {"type": entry.type, **entry.arguments}
-    plain = asdict(Options())
-    changed = {name: value for name, value in asdict(entry.options).items() if value != plain[name]}
+    usual = Options()
+    changed = {field.name: getattr(entry.options, field.name) for field in fields(Options)}
+    changed = {name: value for name, value in changed.items() if value != getattr(usual, name)}
+    if "retry" in changed:
+        parts = changed["retry"].policy._asdict()
+        changed["retry"] = {name: value for name, value in parts.items() if value != getattr(Retry.policy, name)}
     return {"payload": payload, **changed} if changed else payload
 
 

@@ -9,7 +9,7 @@ Whose fault it is can be read off the branch: the caller's (`BadArguments`, `Tas
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 
 class TaskqError(Exception):
@@ -203,14 +203,64 @@ class TaskCancelled(TaskqError):
 # -- raised by code inside a task ------------------------------------------------------------------------------------
 
 
+class RetryPolicy(NamedTuple):
+    """What a `Retry` says of failed attempts; see there."""
+
+    max_retries: int = 3
+    backoff: float = 1.0
+    factor: float = 2.0
+    max_delay: float = 3600.0
+    jitter: bool = True
+    retry_on: tuple[type[Exception] | str, ...] | None = None
+    never_on: tuple[type[Exception] | str, ...] | None = None
+
+
 class Retry(TaskqError):
-    """Raise it in a task: this attempt failed, try again after ``delay`` seconds (default: the task's backoff)."""
+    """How often, and after which pauses, a task is tried again; raised in a task: this attempt failed, try again.
+
+    As a value (``@task(retry=…)``, ``.options(retry=…)``): ``max_retries`` attempts after the first one; ``backoff``
+    seconds before the first of them, ``factor`` times as long before each further one, at most ``max_delay`` seconds;
+    with ``jitter`` each pause is shortened by up to a half at random. Only exceptions that are instances of
+    ``retry_on``, and of none of ``never_on``, are tried again: classes, or their names with or without the module.
+    None: as the type's own code says, by default all.
+
+    Raised: the next attempt comes after ``delay`` seconds (None: the pause of the task's policy), if one is left.
+    """
 
     code = "retry"
+    delay: float | None = None
+    policy = RetryPolicy()
 
-    def __init__(self, message: str = "", *, delay: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(  # noqa: PLR0913  (a policy has as many parts as it has)
+        self,
+        message: str = "",
+        *,
+        delay: float | None = None,
+        max_retries: int = policy.max_retries,
+        backoff: float = policy.backoff,
+        factor: float = policy.factor,
+        max_delay: float = policy.max_delay,
+        jitter: bool = policy.jitter,
+        retry_on: tuple[type[Exception] | str, ...] | None = None,
+        never_on: tuple[type[Exception] | str, ...] | None = None,
+    ) -> None:
+        super().__init__(message or "the task asked for another attempt")
         self.delay = delay
+        self.policy = RetryPolicy(max_retries, backoff, factor, max_delay, jitter, retry_on, never_on)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Retry) and self._value() == other._value()
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+    def __repr__(self) -> str:
+        given = {"delay": self.delay, **self.policy._asdict()}
+        usual = {"delay": None, **RetryPolicy()._asdict()}
+        return f"Retry({', '.join(f'{name}={value!r}' for name, value in given.items() if value != usual[name])})"
+
+    def _value(self) -> tuple[object, ...]:
+        return self.args, self.delay, self.policy
 
 
 class Permanent(TaskqError):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
 from typing import Any
 
-from taskq.errors import TaskqError
+from taskq.errors import RetryPolicy, TaskqError
 from taskq.layout import UNKNOWN, duration, plain, when
 from taskq.service import TypeInfo
 from taskq.views import outcome
@@ -43,6 +43,7 @@ def public(record: Record, types: Mapping[str, TypeInfo] | None = None) -> dict[
         "queue": record["queue"],
         "state": record["state"],
         "priority": record["priority"],
+        "retry": {name: record[name] for name in RetryPolicy._fields},
         "payload": _payload(name, record["payload"], (types or {}).get(name)),
         "submitted_at": timestamp(record["submitted_at"]),
         "due_at": timestamp(record["due_at"]),
@@ -52,6 +53,8 @@ def public(record: Record, types: Mapping[str, TypeInfo] | None = None) -> dict[
         "deaths": record["deaths"],
         "worker": record["worker_name"],
         "result": _decoded(record["result"]),
+        "ignore_result": record["ignore_result"],
+        "result_ttl": record["result_ttl"],
         "error": _error(record["error"]),
         "correlation_id": record["correlation_id"],
     }
@@ -126,7 +129,9 @@ def detail_lines(shown: Mapping[str, Any], to_json: Any) -> list[str]:
     width = max(len(name) for name in shown)
     lines = []
     for name, value in shown.items():
-        if name == "error":
+        if name == "retry":
+            text = plain(_retry_in_words(value))
+        elif name == "error":
             text = UNKNOWN if value is None else plain(f"{value['kind']}: {value['type']}: {value['message']}")
         elif value is None and not (name == "result" and shown["state"] == "completed"):
             text = UNKNOWN
@@ -137,6 +142,20 @@ def detail_lines(shown: Mapping[str, Any], to_json: Any) -> list[str]:
     if error and error["traceback"]:
         lines += ["", *(plain(line) for line in error["traceback"].splitlines())]
     return lines
+
+
+def _retry_in_words(retry: Mapping[str, Any]) -> str:
+    if not retry["max_retries"]:
+        return "never"
+    pauses = f"{duration(retry['backoff'])} after the first failure, x{retry['factor']:g} after each further one"
+    text = f"up to {retry['max_retries']:,}, {pauses}, at most {duration(retry['max_delay'])}"
+    if not retry["jitter"]:
+        text += ", without jitter"
+    if retry["retry_on"] is not None:
+        text += f"; only {', '.join(retry['retry_on']) or 'when asked for'}"
+    if retry["never_on"]:
+        text += f"; never {', '.join(retry['never_on'])}"
+    return text
 
 
 def cancelled_line(task_id: int, answer: str) -> str:

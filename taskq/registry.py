@@ -14,14 +14,14 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from taskq import logs
-from taskq.errors import BadArguments, ConfigError
-from taskq.queue.limits import MAX_DELAY, MAX_KEY, MAX_NAME, MAX_PRIORITY, MAX_RETRIES
-from taskq.queue.retry import DEFAULT_BACKOFF, DEFAULT_MAX_RETRIES
+from taskq.errors import ConfigError, Retry
+from taskq.options import Options, is_name, policy_of, problem, retry_terms
+from taskq.queue.limits import MAX_NAME
+from taskq.queue.task import Terms
 from taskq.service import TypeInfo
 from taskq.signature import Signature
 
@@ -30,64 +30,6 @@ R = TypeVar("R")
 
 _types: dict[str, TaskType[..., Any]] = {}
 _lock = threading.Lock()
-
-
-# -- what one submit may change --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Options:
-    """How one submit differs from its type's defaults; None: as the type says.
-
-    ``priority``: higher first. ``delay``, ``backoff`` (before the first retry, doubled for each further one) and
-    ``timeout`` in seconds. ``key``: the caller's own idempotency key; the same key again gives the same task.
-    """
-
-    queue: str | None = None
-    priority: int = 0
-    max_retries: int | None = None
-    delay: float = 0.0
-    key: str | None = None
-    backoff: float | None = None
-    timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        if problem := _problem(self.queue, self.max_retries, self.backoff, self.timeout):
-            raise BadArguments(problem)
-        if type(self.priority) is not int or abs(self.priority) > MAX_PRIORITY:
-            raise BadArguments(
-                f"priority must be an integer from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}, not {self.priority!r}"
-            )
-        if not _is_seconds(self.delay):
-            raise BadArguments(f"delay must be a number of seconds, at most ten years, not {self.delay!r}")
-        if self.key is not None and (not isinstance(self.key, str) or not 0 < len(self.key) <= MAX_KEY):
-            raise BadArguments(f"key must be a text of 1 to {MAX_KEY} characters, not {self.key!r}")
-
-
-def _problem(queue: str | None, max_retries: int | None, backoff: float | None, timeout: float | None) -> str:
-    """What is wrong with these values, empty if nothing is; None is always right."""
-    if queue is not None and not _is_name(queue):
-        return f"a queue's name is a text without spaces of 1 to {MAX_NAME} characters, not {queue!r}"
-    if max_retries is not None and (type(max_retries) is not int or not 0 <= max_retries <= MAX_RETRIES):
-        return f"max_retries must be an integer from 0 to {MAX_RETRIES:,}, not {max_retries!r}"
-    if backoff is not None and not _is_seconds(backoff):
-        return f"backoff must be a number of seconds, at most ten years, not {backoff!r}"
-    if timeout is not None and not (_is_seconds(timeout) and timeout > 0):
-        return f"timeout must be a number of seconds over 0, at most ten years, not {timeout!r}"
-    return ""
-
-
-def _is_name(value: object) -> bool:
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= MAX_NAME
-        and value.isprintable()
-        and not any(map(str.isspace, value))
-    )
-
-
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_DELAY
 
 
 class Prepared(Generic[P, R]):
@@ -104,41 +46,42 @@ class Prepared(Generic[P, R]):
 class TaskType(Generic[P, R]):
     """A function that workers run, under a name. Calling it runs the function here and now.
 
-    ``queue``, ``max_retries``, ``backoff`` and ``timeout`` (seconds) are defaults for submits. An exception that is not
-    an instance of ``retry_on`` fails the task for good.
+    ``queue``, ``retry``, ``timeout`` (seconds), ``ignore_result`` and ``result_ttl`` are defaults for submits, see
+    `Options`. ``max_retries``, ``backoff`` and ``retry_on`` stand for those parts of ``retry``: an exception that is
+    not an instance of ``retry_on`` fails the task for good.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (as many as there are settings)
         self,
         function: Callable[P, R],
         name: str,
         queue: str = "default",
-        max_retries: int = DEFAULT_MAX_RETRIES,
-        backoff: float = DEFAULT_BACKOFF,
+        max_retries: int | None = None,
+        backoff: float | None = None,
         timeout: float | None = None,
-        retry_on: tuple[type[Exception], ...] = (Exception,),
+        retry_on: tuple[type[Exception] | str, ...] | None = None,
+        retry: Retry | None = None,
+        ignore_result: bool = False,
+        result_ttl: float | None = None,
     ) -> None:
         if not callable(function):
             raise ConfigError(f"@task goes on a function, not on {function!r}")
         kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
         if any(is_kind(function) for is_kind in kinds):
             raise ConfigError(f"{name} must be a plain function: neither async nor a generator")
-        if not _is_name(name):
+        if not is_name(name):
             raise ConfigError(f"a task's name is a text without spaces of 1 to {MAX_NAME} characters, not {name!r}")
-        if problem := _problem(queue, max_retries, backoff, timeout):
-            raise ConfigError(f"{name}: {problem}")
-        if not isinstance(retry_on, tuple) or not all(
-            isinstance(e, type) and issubclass(e, Exception) for e in retry_on
-        ):
-            raise ConfigError(f"{name}: retry_on must be a tuple of exception classes")
+        policy = policy_of(retry, max_retries=max_retries, backoff=backoff, retry_on=retry_on)
+        if wrong := problem(queue, timeout, retry, policy, ignore_result, result_ttl):
+            raise ConfigError(f"{name}: {wrong}")
         functools.update_wrapper(self, function)
         self.function = function
         self.name = name
         self.queue = queue
-        self.max_retries = max_retries
-        self.backoff = backoff
-        self.timeout = timeout
-        self.retry_on = retry_on
+        own = retry_terms(policy._replace(retry_on=None, never_on=None))  # these its workers have as classes
+        self.terms = Terms(name, queue, timeout=timeout, ignore_result=ignore_result, result_ttl=result_ttl, **own)
+        self.retry_on: tuple[type[Exception] | str, ...] = (Exception,) if policy.retry_on is None else policy.retry_on
+        self.never_on: tuple[type[Exception] | str, ...] = policy.never_on or ()
         self.signature = Signature(name, _parameters(function))
         self._extra_check: Callable[..., None] | None = None
 
@@ -148,7 +91,7 @@ class TaskType(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<TaskType {self.signature}>"
 
-    def options(
+    def options(  # noqa: PLR0913  (as many as there are options)
         self,
         *,
         queue: str | None = None,
@@ -158,9 +101,13 @@ class TaskType(Generic[P, R]):
         key: str | None = None,
         backoff: float | None = None,
         timeout: float | None = None,
+        retry: Retry | None = None,
+        ignore_result: bool | None = None,
+        result_ttl: float | None = None,
     ) -> Prepared[P, R]:
         """This type with other options for one submit, see `Options`. Raises `BadArguments`."""
-        return Prepared(self, Options(queue, priority, max_retries, delay, key, backoff, timeout))
+        given = Options(queue, priority, max_retries, delay, key, backoff, timeout, retry, ignore_result, result_ttl)
+        return Prepared(self, given)
 
     def check(self, function: Callable[P, None]) -> Callable[P, None]:
         """Decorator: ``function`` gets the arguments before a submit and raises `BadArguments` to refuse them."""
@@ -178,10 +125,11 @@ class TaskType(Generic[P, R]):
         return TypeInfo(
             name=self.name,
             parameters=self.signature.parameters,
-            queue=self.queue,
-            max_retries=self.max_retries,
-            backoff=self.backoff,
-            timeout=self.timeout,
+            queue=self.terms.queue,
+            max_retries=self.terms.max_retries,
+            backoff=self.terms.backoff,
+            timeout=self.terms.timeout,
+            more=self.terms.more,
             workers=0,
         )
 
@@ -206,10 +154,13 @@ def task(
     *,
     name: str | None = None,
     queue: str = "default",
-    max_retries: int = DEFAULT_MAX_RETRIES,
-    backoff: float = DEFAULT_BACKOFF,
+    max_retries: int | None = None,
+    backoff: float | None = None,
     timeout: float | None = None,
-    retry_on: tuple[type[Exception], ...] = (Exception,),
+    retry_on: tuple[type[Exception] | str, ...] | None = None,
+    retry: Retry | None = None,
+    ignore_result: bool = False,
+    result_ttl: float | None = None,
 ) -> Callable[[Callable[P, R]], TaskType[P, R]]: ...
 
 
@@ -253,7 +204,7 @@ def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     return by_hand or (first.co_filename, first.co_firstlineno) == (second.co_filename, second.co_firstlineno)
 
 
-def named(
+def named(  # noqa: PLR0913  (as many as there are options)
     name: str,
     *,
     queue: str | None = None,
@@ -263,9 +214,13 @@ def named(
     key: str | None = None,
     backoff: float | None = None,
     timeout: float | None = None,
+    retry: Retry | None = None,
+    ignore_result: bool | None = None,
+    result_ttl: float | None = None,
 ) -> Prepared[..., Any]:
     """A task type by its name, with options for one submit, see `Options`: for code that cannot be imported here."""
-    return Prepared(name, Options(queue, priority, max_retries, delay, key, backoff, timeout))
+    given = Options(queue, priority, max_retries, delay, key, backoff, timeout, retry, ignore_result, result_ttl)
+    return Prepared(name, given)
 
 
 def lookup(name: str) -> TaskType[..., Any] | None:

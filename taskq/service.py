@@ -45,8 +45,8 @@ class TypeInfo(TypedDict):
     """A task type as its worker announced it.
 
     ``parameters``: one ``(name, kind, required)`` each; kind is the number of `inspect.Parameter.kind`. The other
-    fields are the defaults of the decorator. ``workers``: how many live worker processes offer it now
-    (set by the manager).
+    fields are the defaults of the decorator; ``more``: as `taskq.queue.task.Terms.more`. ``workers``: how many live
+    worker processes offer it now (set by the manager).
     """
 
     name: str
@@ -55,6 +55,7 @@ class TypeInfo(TypedDict):
     max_retries: int
     backoff: float
     timeout: float | None
+    more: str | None
     workers: int
 
 

@@ -14,7 +14,7 @@ import click
 from taskq.cli.options import DURATION, Command, Connection, Integer, common_options, connection_options
 from taskq.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, Output, run
 from taskq.config import parse_duration
-from taskq.errors import BadArguments, ConfigError, TaskFailed, TaskqError
+from taskq.errors import BadArguments, ConfigError, Retry, TaskFailed, TaskqError
 
 if TYPE_CHECKING:
     from taskq.client import Client
@@ -28,6 +28,8 @@ taskq-submit --payload '{"type": "compute", "operation": "factorial", "value": 1
 taskq-submit --payload-file jobs.json
 taskq-submit --random --count 20"""
 
+OPTIONS = ("max_retries", "retry", "queue", "priority", "delay", "key", "ignore_result", "result_ttl")
+"""Parameters that are options of a task (`taskq.options.Options`), in this order."""
 FOREVER = "forever"
 BAR_FROM = 2_000
 """Tasks from which on sending shows a progress bar."""
@@ -66,6 +68,18 @@ def _wait_time(ctx: click.Context, param: click.Parameter, value: str | None) ->
         raise click.BadParameter(f"{error.message}; {error.hint}") from None
 
 
+def _retry(ctx: click.Context, param: click.Parameter, value: str | None) -> Retry | None:
+    """The policy that a text stands for."""
+    if value is None:
+        return None
+    from taskq.entries import read_retry
+
+    try:
+        return read_retry(value)
+    except BadArguments as error:
+        raise click.BadParameter(f"{error.message.removeprefix('retry: ')}; {error.hint}") from None
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the tasks come from: exactly one of these."""
@@ -96,10 +110,18 @@ class How:
 @click.option("--count", type=Integer(1, 10_000_000), metavar="N", help="How many random tasks.  [10]")
 @click.option("--seed", type=int, metavar="N", help="The same seed gives the same random tasks.")
 @click.option("--max-retries", type=Integer(0), metavar="N", help="Attempts after the first.  [the type's: 3]")
+@click.option(
+    "--retry",
+    metavar="N:TIME:TIME",
+    callback=_retry,
+    help="Attempts after the first, pause before the first of them, longest pause: 5:2s:10m.  [the type's]",
+)
 @click.option("--queue", metavar="NAME", help="The queue to put them in.  [the type's: default]")
 @click.option("--priority", type=int, metavar="N", help="Higher first.  [0]")
 @click.option("--delay", type=DURATION, metavar="TIME", help="Not before so long from now.")
 @click.option("--dedupe-key", "key", metavar="KEY", help="The same key again gives the same task, not another one.")
+@click.option("--ignore-result", is_flag=True, default=None, help="Drop what the task returns.  [the type's]")
+@click.option("--result-ttl", type=DURATION, metavar="TIME", help="Keep the result so long only.  [the type's]")
 @click.option("--wait", metavar="[SECONDS]", callback=_wait_time, help="Wait for the results, and print them as JSON.")
 @click.option("--dry-run", is_flag=True, help="Check everything and show it, submit nothing.")
 @click.option("--keep-going", is_flag=True, help="Skip bad entries of a file instead of submitting nothing.")
@@ -112,7 +134,7 @@ def command(connection: Connection, output: Output, wait: float | None, **values
     When it ends, the tasks are on disk. A file is submitted wholly or not at all, unless the queue is full half way:
     then the same command again adds only the rest.
     """
-    defaults = {name: values.pop(name) for name in ("max_retries", "queue", "priority", "delay", "key")}
+    defaults = {name: values.pop(name) for name in OPTIONS}
     how = How(wait, *(values.pop(name) for name in ("dry_run", "keep_going", "allow_unknown")))
     source = Source(**values)
     _check_usage(source, how, defaults)

@@ -78,7 +78,7 @@ def _list_tasks(modules: tuple[str, ...], output: Output) -> int:
     if output.json:
         output.value([{**found.describe(), "parameters": _names(found.signature)} for found in types])
     else:
-        rows = [(str(found.signature), found.queue, found.max_retries, found.timeout) for found in types]
+        rows = [(str(found.signature), found.queue, found.terms.max_retries, found.terms.timeout) for found in types]
         output.table(("TASK", "QUEUE", "RETRIES", "TIMEOUT"), rows)
     return EXIT_OK
 

@@ -1,11 +1,16 @@
-"""How long to wait before the next attempt. PURE."""
+"""Whether an error leads to another attempt, and how long to wait before it. PURE."""
 
 from __future__ import annotations
 
-DEFAULT_MAX_RETRIES = 3
-DEFAULT_BACKOFF = 1.0
-DEFAULT_FACTOR = 2.0
-DEFAULT_MAX_DELAY = 3600.0
+from collections.abc import Sequence
+
+from taskq.errors import RetryPolicy
+
+DEFAULT = RetryPolicy()
+DEFAULT_MAX_RETRIES = DEFAULT.max_retries
+DEFAULT_BACKOFF = DEFAULT.backoff
+DEFAULT_FACTOR = DEFAULT.factor
+DEFAULT_MAX_DELAY = DEFAULT.max_delay
 MAX_FACTOR = 100.0
 """Largest factor; the power below stays within what a float holds."""
 MAX_DEATHS = 3
@@ -59,3 +64,24 @@ def death_delay(deaths: int) -> float:
     [1.0, 2.0, 4.0]
     """
     return min(DEFAULT_MAX_DELAY, 2.0 ** (deaths - 1))
+
+
+def error_name(listed: type[BaseException] | str) -> str:
+    """How a class of exceptions is called where classes cannot travel; a name stays as it is.
+
+    >>> error_name(OSError), error_name("requests.Timeout")
+    ('builtins.OSError', 'requests.Timeout')
+    """
+    return listed if isinstance(listed, str) else f"{listed.__module__}.{listed.__qualname__}"
+
+
+def is_listed(error: type[BaseException], listed: Sequence[type[BaseException] | str]) -> bool:
+    """Whether an exception of this class is an instance of one of these: of a class, or of one that is named so.
+
+    >>> is_listed(FileNotFoundError, (OSError,)), is_listed(FileNotFoundError, ("OSError", "builtins.KeyError"))
+    (True, True)
+    >>> is_listed(ValueError, (OSError, "FileNotFoundError"))
+    False
+    """
+    names = {name for base in error.__mro__ for name in (base.__name__, error_name(base))}
+    return any(one in names if isinstance(one, str) else issubclass(error, one) for one in listed)

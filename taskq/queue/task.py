@@ -280,7 +280,7 @@ class TaskRow(NamedTuple):
     @property
     def terms(self) -> Terms:
         """What it has in common with others."""
-        return _shared_terms(*self[1 : 1 + _USUAL], self.terms_more)
+        return terms_of(*self[1 : 1 + _USUAL], self.terms_more)
 
     def change(self) -> TaskChange:
         """The part of it that may change."""
@@ -317,8 +317,8 @@ _change_of: Callable[[Sequence[Any]], TaskChange] = partial(tuple.__new__, TaskC
 
 
 @lru_cache(maxsize=4096)
-def _shared_terms(*fields: Any) -> Terms:
-    """The terms of a row's fields, the last of which is its `TaskRow.terms_more`."""
+def terms_of(*fields: Any) -> Terms:
+    """The terms of these usual fields, and the rare ones as `Terms.more`; one object for all that are equal."""
     *usual, more = fields
     found: dict[str, Any] = {} if more is None else json.loads(more)
     rare: dict[str, Any] = {name: tuple(value) if type(value) is list else value for name, value in found.items()}

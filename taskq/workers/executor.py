@@ -14,6 +14,7 @@ from typing import Any
 
 from taskq import logs
 from taskq.errors import BadArguments, NotEncodable, Permanent, Retry, Snooze, TaskTimeout
+from taskq.queue.retry import is_listed
 from taskq.registry import CURRENT, TaskContext, TaskType
 from taskq.service import ACK, MAX_RESULT, NACK, SNOOZE, Handout, Report
 from taskq.wire.codec import decode_arguments, encode
@@ -136,6 +137,8 @@ class Executor:
 
     def _returned(self, handout: Handout, started: float, result: object) -> Report:
         run_s = self._monotonic() - started
+        if handout.rules is not None and handout.rules.get("ignore_result"):
+            result = None
         try:
             encoded = encode(result, "result")
         except NotEncodable as error:
@@ -155,7 +158,7 @@ class Executor:
         described = failures.describe(kind, error, __file__)
         if isinstance(error, Retry):
             delay = None if error.delay is None else failures.seconds(error.delay)
-        elif isinstance(error, (Permanent, BadArguments)) or not isinstance(error, found.retry_on):
+        elif isinstance(error, (Permanent, BadArguments)) or not _is_tried_again(type(error), handout, found):
             delay = NO_RETRY
         else:
             delay = None
@@ -171,3 +174,11 @@ class Executor:
             )
             logs.event(_log, logging.DEBUG, "task_retried" if delay != NO_RETRY else "task_failed", text)
         return (NACK, handout.id, handout.run, tuple(described), delay, self._monotonic() - started)
+
+
+def _is_tried_again(error: type[BaseException], handout: Handout, found: TaskType[..., Any]) -> bool:
+    """Whether an exception of this class leads to another attempt: by what was said at submit, else by the code."""
+    rules = handout.rules or {}
+    retry_on, never_on = rules.get("retry_on"), rules.get("never_on")
+    wanted = is_listed(error, found.retry_on if retry_on is None else retry_on)
+    return wanted and not is_listed(error, found.never_on if never_on is None else never_on)

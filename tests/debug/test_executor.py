@@ -50,9 +50,16 @@ class Bench:
         self.types["t"] = TaskType(function, "t", retry_on=retry_on)
         return self.hand("t", encode_arguments(args, kwargs) if payload is None else payload, timeout)
 
-    def hand(self, type: str, payload: bytes, timeout: float | None = None) -> Report:
+    def hand(
+        self, type: str, payload: bytes, timeout: float | None = None, rules: dict[str, Any] | None = None
+    ) -> Report:
         self.runs += 1
-        return self.executor.run(0, Handout(7, self.runs, type, payload, "mail", 2, timeout, "c-1", 1_700_000_000.0))
+        fields = (7, self.runs, type, payload, "mail", 2, timeout, "c-1", 1_700_000_000.0, rules)
+        return self.executor.run(0, Handout(*fields))
+
+    def by_rules(self, function: Callable[..., Any], retry: Retry | None = None, **rules: Any) -> Report:
+        self.types["t"] = TaskType(function, "t", retry=retry)
+        return self.hand("t", encode_arguments((), {}), rules=rules)
 
 
 @pytest.fixture
@@ -159,6 +166,36 @@ def test_retry_on_names_what_may_be_tried_again(bench: Bench) -> None:
     assert bench.run(raising(ConnectionError()), retry_on=(OSError,))[4] is None
     assert bench.run(raising(ValueError()), retry_on=(OSError,))[4] == NO_RETRY
     assert bench.run(raising(Retry()), retry_on=(OSError,))[4] is None, "an explicit Retry counts always"
+
+
+@pytest.mark.parametrize(
+    ("rules", "again"),
+    [
+        ({}, False),
+        ({"retry_on": ("ValueError",)}, False),
+        ({"never_on": ()}, True),
+        ({"never_on": ("KeyError",)}, True),
+        ({"never_on": ("OSError",)}, False),
+        ({"retry_on": ("OSError",), "never_on": ()}, True),
+        ({"retry_on": ("builtins.OSError",), "never_on": ()}, True),
+        ({"retry_on": ("other.OSError", "KeyError"), "never_on": ()}, False),
+        ({"retry_on": (), "never_on": ()}, False),
+    ],
+)
+def test_what_a_submit_says_of_errors_holds_instead_of_the_code(
+    bench: Bench, rules: dict[str, Any], again: bool
+) -> None:
+    of_the_code = Retry(retry_on=(Exception,), never_on=(ConnectionError,))
+    delay = bench.by_rules(raising(ConnectionResetError()), of_the_code, **rules)[4]
+    assert delay is None if again else delay == NO_RETRY
+    assert bench.by_rules(raising(Retry()), of_the_code, **rules)[4] is None, "an explicit Retry counts always"
+    assert bench.by_rules(raising(Permanent()), of_the_code, **rules)[4] == NO_RETRY
+
+
+def test_a_result_that_nobody_wants_is_dropped_where_it_arises(bench: Bench) -> None:
+    assert decode(bench.by_rules(lambda: [1, 2], ignore_result=True)[3]) is None
+    kind, *_ = bench.by_rules(lambda: object(), ignore_result=True)
+    assert kind == ACK, "it need not even be encodable"
 
 
 def test_snooze_is_no_failure(bench: Bench) -> None:

@@ -24,7 +24,7 @@ LAYERS = (
     ("config", "logs"),
     ("where", "queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
     ("service", "signature", "stores.base"),
-    ("registry", "queue.*", "addresses", "selecting"),
+    ("registry", "options", "queue.*", "addresses", "selecting"),
     ("queue.job_queue", "stores.*", "wire.*"),
     ("pauses", "reconnecting", "feed", "results", "catalog", "pipeline", "client", "workers.*", "builtin_tasks"),
     ("views", "records", "entries", "submit", "monitor", "local_pool", "manager"),

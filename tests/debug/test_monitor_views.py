@@ -508,6 +508,10 @@ SHOWN = {
     "queue": "default",
     "state": "completed",
     "priority": 0,
+    "retry": {
+        **{"max_retries": 3, "backoff": 1.0, "factor": 2.0, "max_delay": 3600.0, "jitter": True},
+        **{"retry_on": None, "never_on": None},
+    },
     "payload": {"type": "compute", "operation": "factorial", "value": 10},
     "submitted_at": "2023-11-14T22:13:20.250Z",
     "due_at": "2023-11-14T22:13:20.250Z",
@@ -517,6 +521,8 @@ SHOWN = {
     "deaths": 0,
     "worker": "mgr-4188/1",
     "result": 3_628_800,
+    "ignore_result": False,
+    "result_ttl": None,
     "error": None,
     "correlation_id": "c-1",
 }
@@ -578,6 +584,7 @@ def test_details_for_people() -> None:
         "queue           default\n"
         "state           failed\n"
         "priority        0\n"
+        "retry           up to 3, 1.0s after the first failure, x2 after each further one, at most 1h00m\n"
         'payload         {"type": "compute", "operation": "factorial", "value": 10}\n'
         "submitted_at    2023-11-14T22:13:20.250Z\n"
         "due_at          2023-11-14T22:13:20.250Z\n"
@@ -587,6 +594,8 @@ def test_details_for_people() -> None:
         "deaths          0\n"
         "worker          mgr-4188/1\n"
         "result          -\n"
+        "ignore_result   false\n"
+        "result_ttl      -\n"
         "error           error: OSError: no\n"
         "correlation_id  c-1\n"
         "\n"

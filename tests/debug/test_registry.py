@@ -13,7 +13,8 @@ import pytest
 
 from taskq import registry
 from taskq.errors import BadArguments, ConfigError
-from taskq.registry import Options, TaskContext, TaskType, current_task, load, lookup, named, task
+from taskq.options import Options
+from taskq.registry import TaskContext, TaskType, current_task, load, lookup, named, task
 from taskq.service import TypeInfo
 from taskq.signature import Signature
 
@@ -55,6 +56,7 @@ def test_decorator_takes_the_settings_of_a_type() -> None:
         max_retries=7,
         backoff=2.5,
         timeout=60,
+        more=None,
         workers=0,
     )
 

@@ -21,7 +21,7 @@ from taskq import entries
 from taskq.cli.output import run
 from taskq.cli.submit import command
 from taskq.errors import BadArguments
-from taskq.registry import Options
+from taskq.options import Options
 from taskq.submit import NOTE_COUNTS
 
 DOUBLE = {"type": "compute", "operation": "double", "value": 4}

@@ -1,0 +1,128 @@
+"""What one submit may ask for: `Options`, and whether values for it are any good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from taskq.errors import BadArguments, Retry, RetryPolicy
+from taskq.queue.limits import MAX_DELAY, MAX_KEY, MAX_NAME, MAX_PRIORITY, MAX_RETRIES, are_error_names
+from taskq.queue.retry import DEFAULT, MAX_FACTOR, error_name
+from taskq.queue.task import Terms
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one submit differs from its type's defaults; None: as the type says.
+
+    ``priority``: higher first. ``delay`` and ``timeout`` in seconds. ``key``: the caller's own idempotency key; the
+    same key again gives the same task. ``retry``: what to do after a failure; ``max_retries`` and ``backoff`` stand for
+    these parts of it alone. ``ignore_result``: drop what the task returns, its result is None. ``result_ttl``: seconds
+    for which the result is kept, if that is less than the record is.
+    """
+
+    queue: str | None = None
+    priority: int = 0
+    max_retries: int | None = None
+    delay: float = 0.0
+    key: str | None = None
+    backoff: float | None = None
+    timeout: float | None = None
+    retry: Retry | None = None
+    ignore_result: bool | None = None
+    result_ttl: float | None = None
+
+    def __post_init__(self) -> None:
+        policy = policy_of(self.retry, max_retries=self.max_retries, backoff=self.backoff)
+        if wrong := problem(self.queue, self.timeout, self.retry, policy, self.ignore_result, self.result_ttl):
+            raise BadArguments(wrong)
+        if type(self.priority) is not int or abs(self.priority) > MAX_PRIORITY:
+            raise BadArguments(
+                f"priority must be an integer from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}, not {self.priority!r}"
+            )
+        if not _is_seconds(self.delay):
+            raise BadArguments(f"delay must be a number of seconds, at most ten years, not {self.delay!r}")
+        if self.key is not None and (not isinstance(self.key, str) or not 0 < len(self.key) <= MAX_KEY):
+            raise BadArguments(f"key must be a text of 1 to {MAX_KEY} characters, not {self.key!r}")
+
+    def on(self, terms: Terms) -> Terms:
+        """The terms of a type, with what these options say."""
+        changes = {} if self.retry is None else retry_terms(self.retry.policy)
+        for name in ("queue", "max_retries", "backoff", "timeout", "ignore_result", "result_ttl"):
+            value = getattr(self, name)
+            if value is not None:
+                changes[name] = value
+        return terms._replace(priority=self.priority, **changes)
+
+
+def policy_of(retry: Retry | None, **parts: Any) -> RetryPolicy:
+    """The policy that ``retry`` (None: the usual one) and single parts of it, those that are not None, add up to."""
+    whole = retry.policy if isinstance(retry, Retry) else DEFAULT
+    return whole._replace(**{name: value for name, value in parts.items() if value is not None})
+
+
+def retry_terms(policy: RetryPolicy) -> dict[str, Any]:
+    """The fields of `Terms` that a policy stands for, without those that it leaves to the type's code."""
+    fields = policy._asdict()
+    for name in ("retry_on", "never_on"):
+        listed = fields.pop(name)
+        if listed is not None:
+            fields[name] = tuple(map(error_name, listed))
+    return fields
+
+
+def problem(
+    queue: object, timeout: object, retry: object, policy: RetryPolicy, ignore_result: object, result_ttl: object
+) -> str:
+    """What is wrong with these values, empty if nothing is; None is always right. ``policy``: see `policy_of`."""
+    if queue is not None and not is_name(queue):
+        return f"a queue's name is a text without spaces of 1 to {MAX_NAME} characters, not {queue!r}"
+    if retry is not None and not isinstance(retry, Retry):
+        return f"retry must be a Retry(…), not {retry!r}"
+    for name, seconds in (("timeout", timeout), ("result_ttl", result_ttl)):
+        if seconds is not None and not (_is_seconds(seconds) and seconds):
+            return f"{name} must be a number of seconds over 0, at most ten years, not {seconds!r}"
+    if ignore_result is not None and type(ignore_result) is not bool:
+        return f"ignore_result must be True or False, not {ignore_result!r}"
+    return _policy_problem(policy)
+
+
+def _policy_problem(policy: RetryPolicy) -> str:
+    count, factor = policy.max_retries, policy.factor
+    if type(count) is not int or not 0 <= count <= MAX_RETRIES:
+        return f"max_retries must be an integer from 0 to {MAX_RETRIES:,}, not {count!r}"
+    for name in ("backoff", "max_delay"):
+        if not _is_seconds(getattr(policy, name)):
+            return f"{name} must be a number of seconds, at most ten years, not {getattr(policy, name)!r}"
+    if type(factor) not in (int, float) or not 1 <= factor <= MAX_FACTOR:
+        return f"factor must be a number from 1 to {MAX_FACTOR:g}, not {factor!r}"
+    if type(policy.jitter) is not bool:
+        return f"jitter must be True or False, not {policy.jitter!r}"
+    for name in ("retry_on", "never_on"):
+        listed = getattr(policy, name)
+        if listed is not None and not _are_errors(listed):
+            return f"{name} must be a tuple of exception classes or of their names, not {listed!r}"
+    return ""
+
+
+def _are_errors(listed: object) -> bool:
+    if not isinstance(listed, tuple):
+        return False
+    classes = [one for one in listed if not isinstance(one, str)]
+    if not all(isinstance(one, type) and issubclass(one, Exception) for one in classes):
+        return False
+    return are_error_names(tuple(map(error_name, listed)))
+
+
+def is_name(value: object) -> bool:
+    """Whether this may be the name of a queue or of a type."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_NAME
+        and value.isprintable()
+        and not any(map(str.isspace, value))
+    )
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_DELAY
