@@ -11,6 +11,7 @@ import click
 import pytest
 
 from taskq.cli import output
+from taskq.errors import RetryPolicy
 from taskq.queue.lifecycle import mermaid
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
@@ -80,6 +81,13 @@ def test_the_state_diagram_is_the_one_of_the_code() -> None:
 @pytest.mark.parametrize("name", option_tables())
 def test_option_tables_are_those_of_the_commands(name: str) -> None:
     assert f"\n\n{option_tables()[name]}\n\n" in README
+
+
+def test_the_parts_of_a_retry_are_those_of_the_code() -> None:
+    heading = "| part of a `Retry` | usual | meaning |\n| --- | --- | --- |\n"
+    table = README.partition(heading)[2].partition("\n\n")[0]
+    listed = {cells[1].strip(" `"): cells[2].strip() for cells in (line.split("|") for line in table.splitlines())}
+    assert listed == {name: str(value) for name, value in RetryPolicy()._asdict().items()}
 
 
 def test_exit_codes_are_those_of_the_commands() -> None:
