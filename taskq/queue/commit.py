@@ -3,7 +3,8 @@
 Theory of operation. Whoever changes records says so here (`add`), still under the queue's lock, and gets a *mark*. Who
 needs its change on disk calls `settle` with the mark. If no transaction is under way, that thread becomes the leader:
 it copies all changed records, lets go of the lock, writes them in one transaction and releases everybody whose mark it
-covered. Who comes meanwhile waits, and is in the next one. With one caller there is no hand-over to another thread,
+covered. Who comes meanwhile waits, and is in the next one: of those only one is woken, to lead it, since to wake a
+thread costs more than its part of the transaction. With one caller there is no hand-over to another thread,
 which would cost more than the SQL; with many, batches form by themselves (DeWitt et al., "Implementation Techniques for
 Main Memory Database Systems", 1984, for the idea of group commit).
 
@@ -58,7 +59,8 @@ class GroupCommit:
         self._head = head
         self._settled = settled
         self._failed = failed
-        self._done = threading.Condition(lock)
+        self._under_way = threading.Condition(lock)
+        self._next = threading.Condition(lock)
         self._unwritten = _Unwritten()
         self._writing: dict[int, Task] = {}
         self._handed_out: dict[int, Task] = {}
@@ -66,6 +68,7 @@ class GroupCommit:
         self._mark = 0
         self._covered = 0
         self._leading = False
+        self._leads_to = (0, stored_below)
         self.stored_below = stored_below
         """Tasks with lower ids are in the store."""
         self.broken = False
@@ -133,7 +136,7 @@ class GroupCommit:
     def settle(self, mark: int) -> None:
         """Return when everything up to ``mark`` is on disk. Raises `OutcomeUnknown`."""
         while self._covered < mark:
-            self._step()
+            self._step(mark <= self._leads_to[0])
 
     def settle_all(self) -> None:
         """Return when everything until now is on disk, hand-outs too. Raises `OutcomeUnknown`."""
@@ -144,17 +147,17 @@ class GroupCommit:
     def settle_submits(self, task_id: int) -> None:
         """Return when the submit of this task, and all before it, are on disk. Raises `OutcomeUnknown`."""
         while self.stored_below <= task_id:
-            self._step()
+            self._step(task_id < self._leads_to[1])
 
-    def _step(self) -> None:
-        """Lead a transaction, or wait for the one that is under way."""
+    def _step(self, under_way: bool) -> None:
+        """Lead a transaction, or wait: for the one that is ``under_way`` if that is enough, else for one to lead."""
         if self.broken:
             raise OutcomeUnknown(
                 "a write did not reach the disk, and the manager stops",
                 hint="repeat the same call when it is back: it gives the one truth",
             )
         if self._leading:
-            self._done.wait()
+            (self._under_way if under_way else self._next).wait()
         else:
             self._lead()
 
@@ -166,6 +169,8 @@ class GroupCommit:
         self._unwritten = _Unwritten()  # not before: what goes wrong up to here must not lose a change
         self._writing = unwritten.tasks
         self._leading = True
+        self._leads_to = (mark, next_id)
+        self._under_way, self._next = self._next, self._under_way  # nobody waits in the latter any more
         self._lock.release()
         failure: BaseException | None = None
         try:
@@ -177,8 +182,10 @@ class GroupCommit:
         finally:
             self._lock.acquire()
             self._leading = False
-            self._done.notify_all()
+            self._next.notify()  # first: it keeps the disk busy
+            self._under_way.notify_all()
             if failure is not None:
+                self._next.notify_all()
                 self._break(failure)
         if self.broken:
             return

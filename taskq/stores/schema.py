@@ -92,6 +92,10 @@ _LARGEST = 1_000
 """Rows of one statement: as many as a submit call brings. With 25 columns it is within SQLite's limit of parameters."""
 
 
+_SMALL = 16
+"""Rows of which there is a statement for each number."""
+
+
 class Insert:
     """``INSERT`` of any number of rows, as few statements: of `_LARGEST` halved, so that each is prepared once."""
 
@@ -108,8 +112,9 @@ class Insert:
         """Each statement with its parameters."""
         start, size = 0, _LARGEST
         while start < len(rows):
-            while size > len(rows) - start:
-                size //= 2
+            left = len(rows) - start
+            while size > left:
+                size = left if left <= _SMALL else size // 2
             yield self._sql(size), tuple(chain.from_iterable(rows[start : start + size]))
             start += size
 

@@ -256,7 +256,7 @@ def test_a_result_can_change_its_size_and_go(store: Store) -> None:
 def test_many_sizes_of_batches(store: Store) -> None:
     """Batches are cut into statements of some sizes; none of the rows may fall between them."""
     next_id = 1
-    for size in (1, 2, 3, 255, 256, 257, 511, 700):
+    for size in (1, 2, 3, 16, 17, 41, 255, 256, 257, 511, 700):
         ids = range(next_id, next_id + size)
         put(store, *(row(id, run=id % 2) for id in ids))
         change(store, *(finished(id) for id in ids))
