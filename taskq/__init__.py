@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         Retry,
         Snooze,
         StorageFull,
-        StoreChanged,
         TaskCancelled,
         TaskFailed,
         TaskNotFound,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     )
     from taskq.registry import TaskType, current_task, named, task
     from taskq.results import TaskHandle
+    from taskq.unique import Unique
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,6 @@ __all__ = [
     "Retry",
     "Snooze",
     "StorageFull",
-    "StoreChanged",
     "TaskCancelled",
     "TaskFailed",
     "TaskHandle",
@@ -58,6 +57,7 @@ __all__ = [
     "TaskTimeout",
     "TaskType",
     "TaskqError",
+    "Unique",
     "UnknownTaskType",
     "current_task",
     "named",
@@ -68,6 +68,7 @@ _HOMES = {
     "Client": "taskq.client",
     "TaskHandle": "taskq.results",
     "TaskType": "taskq.registry",
+    "Unique": "taskq.unique",
     "current_task": "taskq.registry",
     "named": "taskq.registry",
     "task": "taskq.registry",

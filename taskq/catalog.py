@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import taskq.builtin_tasks  # noqa: F401  (registers the types that every worker offers)
@@ -29,19 +30,33 @@ class Offer(NamedTuple):
 
     check: Callable[[Sequence[Any], Mapping[str, Any]], None]
     terms: Terms
+    parameters: Sequence[tuple[str, int, bool]] = ()
 
     def with_options(self, options: Options) -> Template:
         """What a submit with these options sends: the type's defaults where they say nothing."""
-        return Template(self.check, options.on(self.terms), options.delay, options.key)
+        terms, unique = options.on(self.terms), options.unique
+        return Template(
+            self.check,
+            terms,
+            options.delay,
+            options.key,
+            None if options.at is None else options.at.timestamp(),
+            None if unique is None else partial(unique.compared, terms.type, terms.queue, self.parameters),
+        )
 
 
 class Template(NamedTuple):
-    """What a submit sends, but for the arguments; ``check`` raises `BadArguments` when they do not fit."""
+    """What a submit sends, but for the arguments; ``check`` raises `BadArguments` when they do not fit.
+
+    ``compared``: what of the arguments may be there once only, for a submit that is unique.
+    """
 
     check: Callable[[Sequence[Any], Mapping[str, Any]], None]
     terms: Terms
     delay: float
     key: str | None
+    at: float | None
+    compared: Callable[[Sequence[Any], Mapping[str, Any]], list[Any]] | None
 
 
 class Catalog:
@@ -89,12 +104,16 @@ class Catalog:
         local = lookup(target) if isinstance(target, str) else target
         announced = self._announced(target if isinstance(target, str) else target.name)
         if local is not None:
-            return Offer(local.bind, local.terms)
+            return Offer(local.bind, local.terms, local.signature.parameters)
         if announced:
             found = announced[0]
             signatures = [Signature(info["name"], info["parameters"]) for info in announced]
             usual = (found["name"], found["queue"], 0, found["max_retries"], found["backoff"], found["timeout"])
-            return Offer(lambda args, kwargs: _check_any(signatures, args, kwargs), terms_of(*usual, found.get("more")))
+            return Offer(
+                lambda args, kwargs: _check_any(signatures, args, kwargs),
+                terms_of(*usual, found.get("more")),
+                found["parameters"],
+            )
         return Offer(lambda args, kwargs: None, Terms(str(target)))
 
     def _announced(self, name: str) -> list[TypeInfo]:

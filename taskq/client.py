@@ -29,7 +29,7 @@ from taskq.registry import Prepared, TaskType, correlation_id
 from taskq.results import Results, TaskHandle
 from taskq.service import Connection, Hello, QueueService, Types
 from taskq.wire.client import RemoteQueue
-from taskq.wire.codec import encode_arguments
+from taskq.wire.codec import encode, encode_arguments
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -146,7 +146,7 @@ class Client:
         """Submit one task: a `TaskType`, one with ``.options(…)``, or the name of one. It is on disk when this returns.
 
         Raises `BadArguments`, `NotEncodable`, `UnknownTaskType`, `PayloadTooLarge`, `QueueFull`, `StorageFull`,
-        `KeyConflict`, and the errors of the way to the manager.
+        `KeyConflict`, `NotUnique`, and the errors of the way to the manager.
         """
         item = self.prepare(self.catalog.template(target), args, kwargs, correlation_id())
         (handle,) = self.send([item])
@@ -183,7 +183,7 @@ class Client:
 
     def prepare(self, template: Template, args: Sequence[Any], kwargs: dict[str, Any], correlation_id: str) -> NewTask:
         """A task ready to be sent. Raises `BadArguments`, `NotEncodable`, `PayloadTooLarge`."""
-        check, terms, delay, key = template
+        check, terms, delay, key, at, compared = template
         check(args, kwargs)
         payload = encode_arguments(args, kwargs)
         limit = self.hello()["max_payload"]
@@ -192,7 +192,8 @@ class Client:
                 f"the arguments of {terms.type} take {len(payload):,} bytes, the manager accepts {limit:,}",
                 hint="put large data where workers can read it and send its name; or raise --max-payload",
             )
-        return NewTask(terms, payload, delay, key, correlation_id)
+        unique = None if compared is None else _digest(compared(args, kwargs))
+        return NewTask(terms, payload, delay, key, correlation_id, at, unique)
 
     def send(self, items: Sequence[NewTask]) -> list[TaskHandle[Any]]:
         """Submit prepared tasks in one call, all or none; at most `MAX_BATCH`. Raises as `submit` does."""
@@ -276,6 +277,13 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _digest(compared: list[Any]) -> bytes:
+    """The value by which the manager tells whether two submits are the same."""
+    from hashlib import blake2b  # slow to import, and most submits have no need for it
+
+    return blake2b(encode(compared), digest_size=16).digest()
 
 
 def _ask_types(queue: QueueService) -> Types:

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from taskq.errors import AuthenticationFailed, ConfigError
@@ -42,6 +43,33 @@ def parse_duration(text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise ConfigError(f'"{text}" is not a duration', hint="it must not be negative")
     return seconds
+
+
+def parse_time(text: str) -> float | datetime:
+    """A time with its zone, from ``2030-01-31T08:00+01:00``; of ``+90m``, the seconds from now. Raises `ConfigError`.
+
+    >>> parse_time("+90m"), parse_time("2030-01-31T08:00Z").isoformat()
+    (5400.0, '2030-01-31T08:00:00+00:00')
+    """
+    text = text.strip()
+    if text.startswith("+"):
+        return parse_duration(text[1:])
+    hint = "write 2030-01-31T08:00+01:00, 2030-01-31T08:00Z, or +90m for a time from now"
+    try:
+        found = datetime.fromisoformat(f"{text[:-1]}+00:00" if text[-1:] in ("Z", "z") else text)
+    except ValueError:
+        raise ConfigError(f'"{text}" is not a time', hint=hint) from None
+    if found.utcoffset() is None:
+        raise ConfigError(f'"{text}" has no time zone', hint=hint)
+    return found
+
+
+def parse_limit(text: str) -> float | datetime:
+    """Until when: a time as `parse_time` reads it, or a duration. Raises `ConfigError`."""
+    try:
+        return parse_duration(text)
+    except ConfigError:
+        return parse_time(text)
 
 
 def parse_size(text: str) -> int:

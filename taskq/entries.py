@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
+from datetime import datetime
 from typing import Any, NamedTuple, NoReturn
 
-from taskq.config import parse_duration
+from taskq.config import parse_duration, parse_limit, parse_time
 from taskq.errors import BadArguments, ConfigError, Retry, RetryPolicy
 from taskq.options import Options
+from taskq.unique import Unique
 
 OPTION_NAMES = frozenset(field.name for field in fields(Options))
 RANDOM_OPERATIONS = (("factorial", 500), ("fibonacci", 1_000), ("double", 1_000_000))
@@ -23,8 +25,12 @@ RANDOM_OPERATIONS = (("factorial", 500), ("fibonacci", 1_000), ("double", 1_000_
 RANDOM_FAILURES = 0.05
 """Part of the random tasks that fail on purpose."""
 
-_DURATIONS = ("delay", "timeout", "backoff", "result_ttl")
-"""Options that may be written like ``10m``."""
+_WRITTEN: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("delay", "timeout", "backoff", "result_ttl"), parse_duration),
+    "at": parse_time,
+    "expires": parse_limit,
+}
+"""Options that may be written as a text like ``10m``, and how it is read."""
 _RETRY_PARTS = ("max_retries", "backoff", "max_delay")
 _RETRY_HINT = 'write retries:backoff:max_delay, such as 5:2s:10m; or an object, such as {"max_retries": 5, "factor": 3}'
 _EXCERPT = 72
@@ -166,23 +172,60 @@ def _options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
             raise BadArguments(
                 f'there is no option "{name}"', hint=f"an entry may have {', '.join(sorted(OPTION_NAMES))}"
             )
-        if known == "retry" and value is not None:
-            value = read_retry(value)
-        elif known in _DURATIONS:
-            value = _seconds(name, value)
+        value = _value(known, name, value)
         if value is not None:
             merged[known] = value
+    for one, other in (("at", "delay"), ("delay", "at"), ("key", "unique"), ("unique", "key")):
+        if one in given and other not in given:
+            merged.pop(other, None)  # the entry knows better than what holds for all
+    if type(merged.get("at")) is float:  # it was +90m
+        if merged.get("delay"):
+            raise BadArguments("a task has a delay or a time to start at, not both")
+        merged["delay"] = merged.pop("at")
     return Options(**merged)
 
 
-def _seconds(name: str, value: Any) -> Any:
-    """Seconds of a text like ``10m``; anything else as it is, for `Options` to judge."""
+def _value(known: str, name: str, value: Any) -> Any:
+    """The value of the option ``known`` as `Options` takes it."""
+    if value is None:
+        return None
+    if known == "retry":
+        return read_retry(value)
+    if known == "unique":
+        return read_unique(value)
+    return _read(name, value, _WRITTEN[known]) if known in _WRITTEN else value
+
+
+def _read(name: str, value: Any, parse: Callable[[str], Any] = parse_duration) -> Any:
+    """What a text like ``10m`` stands for; anything else as it is, for `Options` to judge."""
     if not isinstance(value, str):
         return value
     try:
-        return parse_duration(value)
+        return parse(value)
     except ConfigError as error:
         raise BadArguments(f"{name}: {error.message}", hint=error.hint) from None
+
+
+def read_unique(value: Any) -> Unique | None:
+    """What ``unique`` means as it is written: true, the names of the arguments to compare, or an object with parts.
+
+    Raises `BadArguments`.
+
+    >>> read_unique(["user_id"])
+    Unique(by=('user_id',), while_in=('pending', 'scheduled', 'running'), within=0.0, on_conflict='return')
+    """
+    if isinstance(value, bool):
+        return Unique() if value else None
+    if isinstance(value, list):
+        return Unique(by=value)
+    if not isinstance(value, dict):
+        raise BadArguments(f"unique is true, an array of names of arguments, or an object, not {_kind(value)}")
+    parts = [field.name for field in fields(Unique)]
+    if unknown := sorted(value.keys() - set(parts)):
+        raise BadArguments(f'unique: there is no part "{unknown[0]}"', hint=f"it may have {', '.join(parts)}")
+    return Unique(
+        **{name: _read(f"unique: {name}", part) if name == "within" else part for name, part in value.items()}
+    )
 
 
 def read_retry(value: Any) -> Retry:
@@ -209,7 +252,7 @@ def read_retry(value: Any) -> Retry:
     given: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in value.items()}
     for name in ("backoff", "max_delay"):
         if name in given:
-            given[name] = _seconds(f"retry: {name}", given[name])
+            given[name] = _read(f"retry: {name}", given[name])
     retry = Retry(**given)
     Options(retry=retry)  # refuses what is out of range
     return retry
@@ -224,6 +267,11 @@ def as_json(entry: Entry) -> dict[str, Any]:
     if "retry" in changed:
         parts = changed["retry"].policy._asdict()
         changed["retry"] = {name: value for name, value in parts.items() if value != getattr(Retry.policy, name)}
+    for name in ("at", "expires"):
+        if isinstance(changed.get(name), datetime):
+            changed[name] = changed[name].isoformat()
+    if "unique" in changed:
+        changed["unique"] = asdict(changed["unique"])
     return {"payload": payload, **changed} if changed else payload
 
 

@@ -157,6 +157,12 @@ class KeyConflict(TaskqError):
     code = "key_conflict"
 
 
+class NotUnique(TaskqError):
+    """A task like this one is there already; ``details["id"]`` is its id."""
+
+    code = "not_unique"
+
+
 class QueueFull(TaskqError):
     """The queue has as many pending tasks as it may hold."""
 

@@ -57,7 +57,7 @@ class Slot:
         return self._id
 
     def accepted(self, id: int, store: int, own: bool) -> None:
-        """The manager gave the task its id. Not ``own``: another submit with its key came before this one."""
+        """The manager gave the task its id. Not ``own``: another submit with its key, or of its like, came before."""
         self._id = id
         self.store = store
         self.own = own

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from taskq.errors import BadArguments, Retry, RetryPolicy
 from taskq.queue.limits import MAX_DELAY, MAX_KEY, MAX_NAME, MAX_PRIORITY, MAX_RETRIES, are_error_names
 from taskq.queue.retry import DEFAULT, MAX_FACTOR, error_name
 from taskq.queue.task import Terms
+from taskq.unique import Unique
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,9 @@ class Options:
     ``priority``: higher first. ``delay`` and ``timeout`` in seconds. ``key``: the caller's own idempotency key; the
     same key again gives the same task. ``retry``: what to do after a failure; ``max_retries`` and ``backoff`` stand for
     these parts of it alone. ``ignore_result``: drop what the task returns, its result is None. ``result_ttl``: seconds
-    for which the result is kept, if that is less than the record is.
+    for which the result is kept, if that is less than the record is. ``at``: not before this time. ``expires``: a task
+    that has not begun so many seconds after its submit, or by this time, fails; both by the manager's wall clock, and
+    times have a zone. ``unique``: see `Unique`.
     """
 
     queue: str | None = None
@@ -31,6 +35,9 @@ class Options:
     retry: Retry | None = None
     ignore_result: bool | None = None
     result_ttl: float | None = None
+    at: datetime | None = None
+    expires: float | datetime | None = None
+    unique: Unique | None = None
 
     def __post_init__(self) -> None:
         policy = policy_of(self.retry, max_retries=self.max_retries, backoff=self.backoff)
@@ -44,6 +51,27 @@ class Options:
             raise BadArguments(f"delay must be a number of seconds, at most ten years, not {self.delay!r}")
         if self.key is not None and (not isinstance(self.key, str) or not 0 < len(self.key) <= MAX_KEY):
             raise BadArguments(f"key must be a text of 1 to {MAX_KEY} characters, not {self.key!r}")
+        self._check_times()
+        if self.unique is not None and not isinstance(self.unique, Unique):
+            raise BadArguments(f"unique must be a Unique(…), not {self.unique!r}")
+        if self.unique is not None and self.key is not None:
+            raise BadArguments("a task has a key or is unique, not both", hint="a key is unique by itself")
+
+    def _check_times(self) -> None:
+        at, expires = self.at, self.expires
+        if at is not None:
+            _check_zone("at", at)
+            if self.delay:
+                raise BadArguments("a task has a delay or a time to start at, not both")
+        if isinstance(expires, datetime):
+            _check_zone("expires", expires)
+            late = at is not None and at >= expires
+        else:
+            if expires is not None and not (_is_seconds(expires) and expires):
+                raise BadArguments(f"expires must be a number of seconds over 0, or a datetime, not {expires!r}")
+            late = expires is not None and self.delay >= expires
+        if late:
+            raise BadArguments("it would expire before it is due", hint="expires counts from the submit")
 
     def on(self, terms: Terms) -> Terms:
         """The terms of a type, with what these options say."""
@@ -52,6 +80,12 @@ class Options:
             value = getattr(self, name)
             if value is not None:
                 changes[name] = value
+        if isinstance(self.expires, datetime):
+            changes["expires_by"] = self.expires.timestamp()
+        elif self.expires is not None:
+            changes["expires"] = self.expires
+        if self.unique is not None:
+            changes.update(self.unique.terms())
         return terms._replace(priority=self.priority, **changes)
 
 
@@ -112,6 +146,13 @@ def _are_errors(listed: object) -> bool:
     if not all(isinstance(one, type) and issubclass(one, Exception) for one in classes):
         return False
     return are_error_names(tuple(map(error_name, listed)))
+
+
+def _check_zone(name: str, value: object) -> None:
+    if not isinstance(value, datetime):
+        raise BadArguments(f"{name} must be a datetime with a time zone, not {value!r}")
+    if value.utcoffset() is None:
+        raise BadArguments(f"{name} must have a time zone", hint="datetime.now().astimezone() has that of this machine")
 
 
 def is_name(value: object) -> bool:

@@ -47,6 +47,7 @@ def public(record: Record, types: Mapping[str, TypeInfo] | None = None) -> dict[
         "payload": _payload(name, record["payload"], (types or {}).get(name)),
         "submitted_at": timestamp(record["submitted_at"]),
         "due_at": timestamp(record["due_at"]),
+        "expires_at": timestamp(record["expires_at"]),
         "started_at": timestamp(record["started_at"]),
         "finished_at": timestamp(record["finished_at"]),
         "failures": record["failures"],
@@ -57,7 +58,16 @@ def public(record: Record, types: Mapping[str, TypeInfo] | None = None) -> dict[
         "result_ttl": record["result_ttl"],
         "error": _error(record["error"]),
         "correlation_id": record["correlation_id"],
+        "key": record["key"],
+        "unique": _unique(record),
     }
+
+
+def _unique(record: Record) -> dict[str, Any] | None:
+    """What made another task a twin of this one when it was submitted."""
+    if record["unique_in"] is None:
+        return None
+    return {"while_in": list(record["unique_in"]), "within": record["unique_within"]}
 
 
 def _error(error: Any) -> dict[str, str] | None:

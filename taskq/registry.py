@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -24,6 +25,7 @@ from taskq.queue.limits import MAX_NAME
 from taskq.queue.task import Terms
 from taskq.service import TypeInfo
 from taskq.signature import Signature
+from taskq.unique import Unique
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,10 +106,13 @@ class TaskType(Generic[P, R]):
         retry: Retry | None = None,
         ignore_result: bool | None = None,
         result_ttl: float | None = None,
+        at: datetime | None = None,
+        expires: float | datetime | None = None,
+        unique: Unique | None = None,
     ) -> Prepared[P, R]:
         """This type with other options for one submit, see `Options`. Raises `BadArguments`."""
-        given = Options(queue, priority, max_retries, delay, key, backoff, timeout, retry, ignore_result, result_ttl)
-        return Prepared(self, given)
+        retried, kept = (max_retries, delay, key, backoff, timeout, retry), (ignore_result, result_ttl)
+        return Prepared(self, Options(queue, priority, *retried, *kept, at, expires, unique))
 
     def check(self, function: Callable[P, None]) -> Callable[P, None]:
         """Decorator: ``function`` gets the arguments before a submit and raises `BadArguments` to refuse them."""
@@ -217,10 +222,13 @@ def named(  # noqa: PLR0913  (as many as there are options)
     retry: Retry | None = None,
     ignore_result: bool | None = None,
     result_ttl: float | None = None,
+    at: datetime | None = None,
+    expires: float | datetime | None = None,
+    unique: Unique | None = None,
 ) -> Prepared[..., Any]:
     """A task type by its name, with options for one submit, see `Options`: for code that cannot be imported here."""
-    given = Options(queue, priority, max_retries, delay, key, backoff, timeout, retry, ignore_result, result_ttl)
-    return Prepared(name, given)
+    retried, kept = (max_retries, delay, key, backoff, timeout, retry), (ignore_result, result_ttl)
+    return Prepared(name, Options(queue, priority, *retried, *kept, at, expires, unique))
 
 
 def lookup(name: str) -> TaskType[..., Any] | None:

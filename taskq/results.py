@@ -47,6 +47,12 @@ class TaskHandle(Slot, Generic[R]):
         """Whether the feed behind these results tells of the task."""
         return self.own and self._results is results
 
+    @property
+    def existing(self) -> bool:
+        """Whether the task was there before: the submit found it by its key or as its twin (see `Unique`), or the
+        handle was made from an id."""
+        return not self.own
+
     def state(self) -> str:
         """The task's state now: ``pending``, ``scheduled``, ``running``, ``completed``, ``failed``, ``cancelled``.
 

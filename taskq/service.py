@@ -67,7 +67,8 @@ class Types(TypedDict):
 
 
 class Submitted(NamedTuple):
-    """Reply to `submit`: one id for each item, in order; ``existing``: positions of those that a key already had."""
+    """Reply to `submit`: one id for each item, in order; ``existing``: positions of those that were there already, by
+    their keys or as unique twins."""
 
     ids: Sequence[int]
     existing: Sequence[int]
@@ -223,8 +224,8 @@ class QueueService(Protocol):
         """Accept all of these tasks, or none; they are on disk when this returns.
 
         ``client`` is a random 63-bit number of the caller's, ``seq`` its counter of submit calls: the same call again
-        gives the same ids. Raises `QueueFull`, `StorageFull`, `KeyConflict`, `PayloadTooLarge`, `OutcomeUnknown`,
-        `ShuttingDown`, `BadArguments` (a value out of range).
+        gives the same ids. Raises `QueueFull`, `StorageFull`, `KeyConflict`, `NotUnique`, `PayloadTooLarge`,
+        `OutcomeUnknown`, `ShuttingDown`, `BadArguments` (a value out of range).
         """
         ...
 

@@ -51,6 +51,10 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # not generic yet in 
 
 DURATION = _Parsed("duration", config.parse_duration)
 """Seconds, from ``30``, ``10s``, ``1h30m``."""
+TIME = _Parsed("time", config.parse_time)
+"""A time with its zone as a `datetime`; of ``+90m``, the seconds from now."""
+LIMIT = _Parsed("limit", config.parse_limit)
+"""The same, or seconds from ``30``, ``10s``, ``1h30m``."""
 SIZE = _Parsed("size", config.parse_size)
 """Bytes, from ``1000``, ``64k``, ``1MiB``."""
 

@@ -44,6 +44,7 @@ EXIT_CODES: dict[type[errors.TaskqError], int] = {
     errors.Busy: EXIT_REFUSED,
     errors.QueueFull: EXIT_REFUSED,
     errors.StorageFull: EXIT_REFUSED,
+    errors.NotUnique: EXIT_REFUSED,
     errors.FrameTooLarge: EXIT_USAGE,
     errors.BadArguments: EXIT_USAGE,
     errors.NotEncodable: EXIT_USAGE,

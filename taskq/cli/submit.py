@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskq.cli.options import DURATION, Command, Connection, Integer, common_options, connection_options
+from taskq.cli.options import DURATION, LIMIT, TIME, Command, Connection, Integer, common_options, connection_options
 from taskq.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, Output, run
 from taskq.config import parse_duration
 from taskq.errors import BadArguments, ConfigError, Retry, TaskFailed, TaskqError
@@ -28,24 +28,29 @@ taskq-submit --payload '{"type": "compute", "operation": "factorial", "value": 1
 taskq-submit --payload-file jobs.json
 taskq-submit --random --count 20"""
 
-OPTIONS = ("max_retries", "retry", "queue", "priority", "delay", "key", "ignore_result", "result_ttl")
+OPTIONS = ("max_retries", "retry", "queue", "priority", "delay", "at", "expires", "key", "ignore_result", "result_ttl")
 """Parameters that are options of a task (`taskq.options.Options`), in this order."""
+UNIQUE_OPTIONS = ("unique", "unique_while", "unique_within", "on_conflict")
+"""Parameters that make up its option ``unique``."""
 FOREVER = "forever"
 BAR_FROM = 2_000
 """Tasks from which on sending shows a progress bar."""
 
 
 class _Submit(Command):
-    """Makes the value of ``--wait`` optional: what follows it is its value only when it is a duration."""
+    """Makes the values of ``--wait`` and ``--unique`` optional: what follows ``--wait`` is its value only when it is a
+    duration; that of ``--unique`` comes after a ``=``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the missing values of ``--wait`` in, then go on as click does."""
+        """Put the missing values in, then go on as click does."""
         words: list[str] = []
         for index, word in enumerate(args):
             if word == "--":
                 words += args[index:]
                 break
-            words.append(f"--wait={FOREVER}" if word == "--wait" and not _is_duration(args[index + 1 :]) else word)
+            if word == "--wait" and not _is_duration(args[index + 1 :]):
+                word += f"={FOREVER}"
+            words.append("--unique=" if word == "--unique" else word)
         return super().parse_args(ctx, words)
 
 
@@ -78,6 +83,27 @@ def _retry(ctx: click.Context, param: click.Parameter, value: str | None) -> Ret
         return read_retry(value)
     except BadArguments as error:
         raise click.BadParameter(f"{error.message.removeprefix('retry: ')}; {error.hint}") from None
+
+
+def _unique(by: str | None, while_in: str | None, within: float | None, on_conflict: str | None) -> Any:
+    """What these options say together; None without any."""
+    given = {
+        "while_in": None if while_in is None else _names(while_in),
+        "within": within,
+        "on_conflict": on_conflict,
+    }
+    kept = {name: value for name, value in given.items() if value is not None}
+    if by is None:
+        if kept:
+            raise click.UsageError("--unique-while, --unique-within and --on-conflict go with --unique")
+        return None
+    from taskq.entries import read_unique
+
+    return read_unique({"by": _names(by), **kept})
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
@@ -119,9 +145,17 @@ class How:
 @click.option("--queue", metavar="NAME", help="The queue to put them in.  [the type's: default]")
 @click.option("--priority", type=int, metavar="N", help="Higher first.  [0]")
 @click.option("--delay", type=DURATION, metavar="TIME", help="Not before so long from now.")
+@click.option("--at", type=TIME, metavar="TIME", help="Not before this time, like 2030-01-31T08:00+01:00 or +90m.")
+@click.option("--expires", type=LIMIT, metavar="TIME", help="Fails unless it begins within, or by, this time.")
 @click.option("--dedupe-key", "key", metavar="KEY", help="The same key again gives the same task, not another one.")
 @click.option("--ignore-result", is_flag=True, default=None, help="Drop what the task returns.  [the type's]")
 @click.option("--result-ttl", type=DURATION, metavar="TIME", help="Keep the result so long only.  [the type's]")
+@click.option("--unique", metavar="[=FIELDS]", help="Not if one with the same arguments, or these of them, is there.")
+@click.option("--unique-while", metavar="STATES", help="States in which one is there.  [pending,scheduled,running]")
+@click.option("--unique-within", type=DURATION, metavar="TIME", help="One is there too for so long after its submit.")
+@click.option(
+    "--on-conflict", type=click.Choice(["return", "raise"]), help="Give the task that is there, or refuse.  [return]"
+)
 @click.option("--wait", metavar="[SECONDS]", callback=_wait_time, help="Wait for the results, and print them as JSON.")
 @click.option("--dry-run", is_flag=True, help="Check everything and show it, submit nothing.")
 @click.option("--keep-going", is_flag=True, help="Skip bad entries of a file instead of submitting nothing.")
@@ -135,6 +169,7 @@ def command(connection: Connection, output: Output, wait: float | None, **values
     then the same command again adds only the rest.
     """
     defaults = {name: values.pop(name) for name in OPTIONS}
+    defaults["unique"] = _unique(*(values.pop(name) for name in UNIQUE_OPTIONS))
     how = How(wait, *(values.pop(name) for name in ("dry_run", "keep_going", "allow_unknown")))
     source = Source(**values)
     _check_usage(source, how, defaults)
@@ -161,7 +196,7 @@ def command(connection: Connection, output: Output, wait: float | None, **values
         if how.wait is not None:
             return _wait(handles, how.wait, output)
         if handles:
-            _print_ids([handle.id for handle in handles], output)
+            _print_ids(_ids(handles), output, _ids(handle for handle in handles if handle.existing))
         return EXIT_OK
 
 
@@ -268,7 +303,8 @@ def _wait(handles: list[TaskHandle[Any]], seconds: float, output: Output) -> int
         return EXIT_INTERRUPTED
     finally:
         if output.json:
-            output.value({"ids": [handle.id for handle in handles], "results": done})
+            ids, existing = _ids(handles), _ids(handle for handle in handles if handle.existing)
+            output.value({"ids": ids, "existing": existing, "results": done})
     return EXIT_FAILED if failed else EXIT_OK
 
 
@@ -290,11 +326,18 @@ def _as_json(handle: TaskHandle[Any], value: Any, error: TaskqError | None) -> d
     }
 
 
-def _print_ids(ids: Sequence[int], output: Output) -> None:
+def _print_ids(ids: Sequence[int], output: Output, existing: Sequence[int] = ()) -> None:
     if output.json:
-        output.value({"ids": list(ids)})
+        output.value({"ids": list(ids), "existing": list(existing)})
     else:
+        if existing:
+            which = f"task {existing[0]} was" if len(existing) == 1 else f"{len(existing):,} of these tasks were"
+            output.note(f"{which} there already")
         output.line("\n".join(map(str, ids)))
+
+
+def _ids(handles: Iterable[TaskHandle[Any]]) -> list[int]:
+    return [handle.id for handle in handles]
 
 
 def _tasks(count: int) -> str:

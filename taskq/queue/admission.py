@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from taskq.errors import KeyConflict, QueueFull
 from taskq.layout import duration
 from taskq.queue.idempotency import content_digest
 from taskq.queue.lifecycle import Event, next_state
-from taskq.queue.task import NewTask, Task
+from taskq.queue.task import NewTask, Task, Terms
 from taskq.stores.base import KeyRow
 
+_terms = itemgetter(0)
 _AT_ONCE, _LATER = next_state(None, Event.SUBMIT), next_state(None, Event.SUBMIT_LATER)
+
+
+def kinds(items: Sequence[NewTask]) -> list[Terms]:
+    """The terms of these items; those of neighbours that share them once."""
+    return [terms for terms, _ in groupby(items, _terms)]
 
 
 def resolve_keys(
@@ -55,6 +63,8 @@ def full(queue: str, waiting: int, oldest: float | None) -> QueueFull:
 
 def record(id: int, item: NewTask, client: int, wall: float) -> Task:
     """The record of a task that was submitted at ``wall`` seconds."""
-    terms, payload, delay, key, correlation_id = item
+    terms, payload, delay, key, correlation_id, at, _ = item
     due_at, state = (wall + delay, _LATER) if delay else (wall, _AT_ONCE)
+    if at is not None and at > wall:
+        due_at, state = at, _LATER
     return Task(id, terms, payload, key, correlation_id, client, wall, due_at, state)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from taskq.queue.task import Task
-from taskq.stores.base import KeyRow
+from taskq.stores.base import KeyRow, UniqueRow
 
 
 @dataclass
@@ -24,9 +24,11 @@ class Changes:
 
 
 class Accepted(NamedTuple):
-    """What a submit led to: ids in order, positions of those that existed, keys to store, changes."""
+    """What a submit led to: ids in order, positions of those that existed, keys to store, changes, unique
+    values to store."""
 
     ids: list[int]
     existing: list[int]
     keys: list[KeyRow]
     changes: Changes
+    uniques: list[UniqueRow]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from taskq.queue.expiry import WAITING
 from taskq.queue.ready import Ready
 from taskq.queue.state import RUNS_PER_EPOCH, QueueState
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, State, Task
@@ -20,6 +21,8 @@ def check(state: QueueState) -> None:
     _check_counts(state)
     _check_leases(state)
     _check_schedule(state)
+    _check_expiry(state)
+    _check_uniqueness(state)
 
 
 def _check_schedule(state: QueueState) -> None:
@@ -31,6 +34,24 @@ def _check_schedule(state: QueueState) -> None:
     for due_at, task in entries:
         assert task is state.tasks[task.id], "the schedule holds an outdated copy"
         assert due_at == task.due_at, f"{task} is scheduled for another time"
+
+
+def _check_expiry(state: QueueState) -> None:
+    due, kept = state.expiry.ids(), state.kept_expiry.ids()
+    waiting = {task.id for task in state.tasks.values() if task.expires_at is not None and task.state in WAITING}
+    assert waiting <= due | kept, f"tasks that would never expire: {waiting - due - kept}"
+    if state.kept_back is not None:
+        assert all(number >= state._kept_below for number in due), "a task from before the restart may expire"
+    else:
+        assert not kept, "tasks are kept from expiring"
+
+
+def _check_uniqueness(state: QueueState) -> None:
+    unique = {task.id for task in state.tasks.values() if task.terms.unique_in is not None and task.state not in FINAL}
+    known = state.uniqueness.ids()
+    assert unique <= known, f"unique tasks that would not be found: {unique - known}"
+    for number in known - state.tasks.keys():
+        assert state.uniqueness.has_window(number), f"task {number} is gone and still stands for its value"
 
 
 def _entries(ready: Ready) -> list[Task]:

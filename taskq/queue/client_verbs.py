@@ -27,7 +27,8 @@ class ClientVerbs(QueueCore):
         good = checked(items, self.settings.max_payload)
         digest = call_digest(good)
         keys = [item.key for item in good if item.key is not None]
-        while True:
+        repeated = None
+        while repeated is None:
             turns = self._recent.turns
             stored = self._find_call(client, seq)
             known = self._store.find_keys(keys) if keys else {}
@@ -37,10 +38,13 @@ class ClientVerbs(QueueCore):
                 self._refuse_if_shut()
                 twin = self._recent.call(client, seq) or stored
                 known.update((key, row) for key in keys if (row := self._recent.key(key)) is not None)
-                if twin is not None:
-                    self._commit.settle(self._commit.mark)
-                    return _replayed(twin, digest, good, known)
-                return self._accept(client, seq, good, digest, known)
+                if twin is None:
+                    return self._accept(client, seq, good, digest, known)
+                self._commit.settle(self._commit.mark)
+                repeated = twin
+        first = repeated.first_id
+        uniques = [first + position for position, item in enumerate(good) if item.unique is not None]
+        return _replayed(repeated, digest, good, known, self._store.twins(uniques) if uniques else {})
 
     def _find_call(self, client: int, seq: int) -> CallRow | None:
         """What the store knows of this call."""
@@ -59,7 +63,7 @@ class ClientVerbs(QueueCore):
         accepted = self._state.submit(client, items, known, now)
         call = CallRow(client, seq, self._state.next_id - len(items), len(items), digest, now.wall)
         self._recent.add(call, accepted.keys)
-        self._commit.add_call(call, accepted.keys)
+        self._commit.add_call(call, accepted.keys, accepted.uniques)
         if self._recent.is_large():
             self._recent.turn(self._commit.mark, self._commit.covered)
         self._finish(accepted.changes, durable=True)
@@ -192,15 +196,18 @@ def _described(rows: Sequence[TaskRow | None]) -> list[dict[str, Any] | None]:
     return records
 
 
-def _replayed(call: CallRow, digest: bytes, items: Sequence[NewTask], known: Mapping[str, KeyRow]) -> Submitted:
-    """The reply that this call had when it was made first."""
+def _replayed(
+    call: CallRow, digest: bytes, items: Sequence[NewTask], known: Mapping[str, KeyRow], twins: Mapping[int, int]
+) -> Submitted:
+    """The reply that this call had when it was made first. ``twins``: given instead of ids that it did not use."""
     if call.digest != digest:
         raise KeyConflict("this submit call was made before with other tasks; nothing was accepted")
     ids = list(range(call.first_id, call.first_id + call.size))
     existing = []
     for position, item in enumerate(items):
         row = known.get(item.key) if item.key is not None else None
-        if row is not None and row.id != ids[position]:
-            ids[position] = row.id
+        given = twins.get(ids[position]) if row is None else row.id
+        if given is not None and given != ids[position]:
+            ids[position] = given
             existing.append(position)
     return Submitted(ids, existing)

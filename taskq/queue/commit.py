@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from taskq.errors import OutcomeUnknown, StoreFailed
 from taskq.queue.task import FINAL, RUNNING, Task, TaskChange, TaskRow, to_change, to_row
-from taskq.stores.base import INLINE_PAYLOAD, Batch, CallRow, KeyRow, QueueRow, Store, TypeRow, WorkerRow
+from taskq.stores.base import INLINE_PAYLOAD, Batch, CallRow, KeyRow, QueueRow, Store, TypeRow, UniqueRow, WorkerRow
 
 
 @dataclass
@@ -31,6 +31,7 @@ class _Unwritten:
     tasks: dict[int, Task] = field(default_factory=dict)
     calls: list[CallRow] = field(default_factory=list)
     keys: list[KeyRow] = field(default_factory=list)
+    uniques: list[UniqueRow] = field(default_factory=list)
     types: list[TypeRow] = field(default_factory=list)
     joined: list[WorkerRow] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -107,11 +108,12 @@ class GroupCommit:
         running = [task for task in due.values() if task.state is RUNNING]
         return self.add(running) if running else 0
 
-    def add_call(self, call: CallRow, keys: Iterable[KeyRow]) -> None:
-        """A submit call, and the keys of its tasks; followed by `add` of the tasks, if there are any."""
+    def add_call(self, call: CallRow, keys: Iterable[KeyRow], uniques: Iterable[UniqueRow] = ()) -> None:
+        """A submit call, with keys and unique values of its tasks; followed by `add` of the tasks, if there are any."""
         self._mark += 1
         self._unwritten.calls.append(call)
         self._unwritten.keys.extend(keys)
+        self._unwritten.uniques.extend(uniques)
 
     def add_worker(self, worker: WorkerRow, types: Iterable[TypeRow]) -> None:
         """A worker process has joined with these types; followed by `add`."""
@@ -224,6 +226,7 @@ def _batch(unwritten: _Unwritten, stored_below: int, next_id: int, totals: dict[
         unwritten.queues,
         next_id,
         dict(totals),
+        unwritten.uniques,
     )
 
 

@@ -95,6 +95,7 @@ class QueueCore:
         for worker in opened.workers:
             self._state.leases.expect(*worker, now=now.mono)
         self._state.load(_with_progress(self._store.live(), opened.live, progress), now)
+        self._state.uniqueness.add(self._store.uniques(now.wall))
         self._state.resume(self._now())
         self._has_space = self._store.has_space()
 
@@ -179,7 +180,7 @@ class QueueCore:
         self._lines.extend(task_log.transitions(changes.written))
         mark = self._commit.add(changes.written)
         self._housekeeper.expect(LINGER)
-        self._housekeeper.expect(self._state.schedule.first() - self._clock.wall())
+        self._housekeeper.expect(self._state.next_date() - self._clock.wall())
         return mark
 
     def _record_handouts(self, tasks: Sequence[Task]) -> None:

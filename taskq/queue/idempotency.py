@@ -28,7 +28,8 @@ _PLAIN = 2
 
 def content_digest(item: NewTask) -> bytes:
     """Digest of what a task is: not when it is to run, and not the id of its log lines."""
-    return blake2b(marshal.dumps((item.terms.short, item.payload), _PLAIN), digest_size=16).digest()
+    terms = item.terms._replace(expires=None, expires_by=None) if item.terms.expiring else item.terms
+    return blake2b(marshal.dumps((terms.short, item.payload), _PLAIN), digest_size=16).digest()
 
 
 def call_digest(items: Sequence[NewTask]) -> bytes:

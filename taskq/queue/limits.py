@@ -24,6 +24,14 @@ MAX_DELAY = 10 * 366 * 86400.0
 """Seconds: furthest that a task can be put off, backoff and timeout included."""
 MAX_ERRORS = 50
 """Most names in ``retry_on`` or ``never_on``."""
+MAX_DATE = 253_402_300_799.0
+"""Wall-clock seconds: the end of the year 9999."""
+MAX_WITHIN = 7 * 86400.0
+"""Seconds: longest window in which a submit is unique."""
+UNIQUE_IN = ("pending", "scheduled", "running")
+"""States in which a twin may count."""
+UNIQUE_BYTES = 64
+"""Longest value that stands for a unique submit."""
 MAX_THREADS = 10_000
 MAX_NUMBER = 2**63 - 1
 """Largest number that a store can hold."""
@@ -42,11 +50,11 @@ def checked(items: Sequence[NewTask], max_payload: int) -> list[NewTask]:
     for position, item in enumerate(items):
         try:
             if item[0] is not given:
-                given = item[0]
+                given, usual = item[0], None
                 terms = _accepted(*item[0])
             _, payload, *own = item
             if own != usual:
-                _check_own(*own)
+                _check_own(terms, *own)
                 usual = own
             if type(payload) is not bytes:
                 raise ValueError("it has no payload")
@@ -77,6 +85,8 @@ def _accepted(*fields: Any) -> Terms:
             if limit == 0:
                 raise ValueError(f"{name} is more than 0")
     _check_retry(terms)
+    _check_time(terms)
+    _check_unique(terms)
     if type(terms.ignore_result) is not bool:
         raise ValueError("ignore_result is true or false")
     return terms
@@ -106,8 +116,20 @@ def are_error_names(names: object) -> bool:
     )
 
 
-def _check_own(delay: object, key: object, correlation_id: object) -> None:
+def _check_own(terms: Terms, delay: object, key: object, correlation_id: object, at: object, unique: object) -> None:
     _check_seconds("delay", delay)
+    if at is not None:
+        _check_date("at", at)
+        if delay:
+            raise ValueError("a task has a delay or a time to start at, not both")
+    if terms.expires is not None and delay >= terms.expires:  # type: ignore[operator]  # it is a number
+        raise ValueError("it would expire before it is due")
+    if (unique is None) != (terms.unique_in is None):
+        raise ValueError("a unique value goes with the terms that say what is a twin")
+    if unique is not None and not (type(unique) is bytes and 0 < len(unique) <= UNIQUE_BYTES):
+        raise ValueError(f"a unique value has 1 to {UNIQUE_BYTES} bytes")
+    if unique is not None and key is not None:
+        raise ValueError("a task has a key or is unique, not both")
     if key is not None and not (type(key) is str and 0 < len(key) <= MAX_KEY):
         raise ValueError(f"a key has 1 to {MAX_KEY} characters")
     if type(correlation_id) is not str or len(correlation_id) > MAX_NAME:
@@ -117,6 +139,30 @@ def _check_own(delay: object, key: object, correlation_id: object) -> None:
 def _check_seconds(name: str, value: object) -> None:
     if not _is_seconds(value):
         raise ValueError(f"{name} is a number of seconds from 0 to {MAX_DELAY:,.0f}")
+
+
+def _check_date(name: str, value: object) -> None:
+    if type(value) not in (float, int) or not 0 <= value <= MAX_DATE:  # type: ignore[operator]  # it is a number
+        raise ValueError(f"{name} is a number of seconds since 1970, up to the year 9999")
+
+
+def _check_time(terms: Terms) -> None:
+    if terms.expires is not None:
+        _check_seconds("expires", terms.expires)
+        if terms.expires == 0:
+            raise ValueError("a task expires after more than 0 seconds")
+    if terms.expires_by is not None:
+        _check_date("expires_by", terms.expires_by)
+
+
+def _check_unique(terms: Terms) -> None:
+    states = terms.unique_in
+    if states is not None and not (type(states) is tuple and len(states) <= 3 and set(states) <= set(UNIQUE_IN)):
+        raise ValueError(f"unique_in is a list of states: {', '.join(UNIQUE_IN)}")
+    if type(terms.unique_within) not in (float, int) or not 0 <= terms.unique_within <= MAX_WITHIN:
+        raise ValueError(f"unique_within is a number of seconds from 0 to {MAX_WITHIN:,.0f}")
+    if type(terms.unique_raises) is not bool:
+        raise ValueError("unique_raises is true or false")
 
 
 def check_number(name: str, value: object) -> None:

@@ -1,7 +1,7 @@
 """Tasks of one call as lots: what they have in common is said once. PURE.
 
-A lot is ``(terms, payloads, delays, keys, correlation_ids)``, its terms as in `Terms.short`. Its payloads are a tuple;
-of the other three each is one value that holds for all of them, or a tuple as long as that of the payloads.
+A lot is ``(terms, payloads, delays, keys, correlation_ids, ats, uniques)``, its terms as in `Terms.short`. Its payloads
+are a tuple; of the other five each is one value that holds for all of them, or a tuple as long as that of the payloads.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
 from taskq.config import QueueSettings
-from taskq.queue.admission import full, record, resolve_keys
+from taskq.queue.admission import full, kinds, record, resolve_keys
 from taskq.queue.changes import Accepted, Changes
+from taskq.queue.expiry import Expiry, expired
 from taskq.queue.figures import Figures
 from taskq.queue.leases import SILENT_KEPT, Leases, Moment, Worker, owned
 from taskq.queue.lifecycle import Event, next_state
@@ -31,8 +32,9 @@ from taskq.queue.ready import Ready, oldest
 from taskq.queue.retry import MAX_DEATHS, death_delay, retry_delay
 from taskq.queue.schedule import Schedule
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, Task, TaskError, TaskRow, from_row
+from taskq.queue.uniqueness import Uniqueness
 from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Report, WorkerInfo
-from taskq.stores.base import KeyRow
+from taskq.stores.base import KeyRow, UniqueRow
 
 RUNS_PER_EPOCH = 2**40
 UNKNOWN = "?"
@@ -54,9 +56,12 @@ class QueueState:
         self.tasks: dict[int, Task] = {}
         self.ready = Ready()
         self.kept_back: Ready | None = None
+        self.expiry = Expiry()
+        self.kept_expiry = Expiry()
         self.leases = Leases(settings.lease)
         self.figures = Figures()
         self.schedule = Schedule()
+        self.uniqueness = Uniqueness()
         self._next_run = epoch * RUNS_PER_EPOCH + 1
         self._kept_below = 0
         self._kept_until = 0.0
@@ -88,9 +93,14 @@ class QueueState:
             self.schedule.push(task)
         elif task.state in FINAL:
             changes.final.append(task)
+        if task.terms.expiring and task.state not in FINAL:
+            (self.kept_expiry if self._is_kept(task) else self.expiry).push(task)
 
     def _shelves(self, task: Task) -> Ready:
-        return self.ready if self.kept_back is None or task.id >= self._kept_below else self.kept_back
+        return self.kept_back if self.kept_back is not None and self._is_kept(task) else self.ready
+
+    def _is_kept(self, task: Task) -> bool:
+        return self.kept_back is not None and task.id < self._kept_below
 
     # -- start
 
@@ -132,10 +142,13 @@ class QueueState:
     def submit(self, client: int, items: Sequence[NewTask], known: Mapping[str, KeyRow], now: Moment) -> Accepted:
         """Accept all items or none. ``known``: what the store knows of the keys among them.
 
-        Raises `QueueFull`, `KeyConflict`.
+        Raises `QueueFull`, `KeyConflict`, `NotUnique`.
         """
-        first, changes = self.next_id, Changes()
+        first, changes, terms = self.next_id, Changes(), kinds(items)
         ids, existing, keys = resolve_keys(items, known, first)
+        uniques: list[UniqueRow] = []
+        if any(kind.unique_in is not None for kind in terms):
+            uniques = self.uniqueness.admit(items, ids, existing, self.tasks, now.wall)
         taken = set(existing)
         fresh = [position for position in range(len(items)) if position not in taken]
         counts = Counter(items[position].terms.queue for position in fresh)
@@ -154,7 +167,11 @@ class QueueState:
             if task.state is SCHEDULED:
                 self.figures.entered(task.queue, SCHEDULED)
                 self.schedule.push(task)
-        return Accepted(ids, existing, keys, changes)
+        if any(kind.expiring for kind in terms):
+            for task in changes.written:
+                self.expiry.push(task)
+        self.uniqueness.add(uniques)
+        return Accepted(ids, existing, keys, changes, uniques)
 
     def oldest_pending(self, now: Moment) -> dict[str, float]:
         """For each queue with pending tasks: how many seconds the one that came first has waited."""
@@ -359,7 +376,8 @@ class QueueState:
 
     def tick(self, now: Moment) -> list[Changes]:
         """Everything that is due by ``now``: scheduled tasks, ended leases, what was kept back after a restart."""
-        done = [self._follow_wall_clock(now), self._due(now)]
+        done = [self._follow_wall_clock(now), self.expire(now, DUE_STEP), self._due(now)]
+        self.uniqueness.sweep(self.tasks, now.wall)
         for worker in list(self.leases.expired(now.mono)):
             done.append(self.worker_gone(worker, "silence: its lease ran out", None, now, counts=True))
             if not worker.attached or now.mono - worker.expires >= SILENT_KEPT:
@@ -377,6 +395,18 @@ class QueueState:
         self._apart = apart
         return Changes(self.schedule.shift(jump) if abs(jump) > CLOCK_SET else [])
 
+    def expire(self, now: Moment, limit: float = inf) -> Changes:
+        """Tasks that had to begin by ``now`` and have not are failed, up to ``limit``.
+
+        Who hands out tasks calls it before. After a restart no task expires while a worker may come back with it.
+        """
+        changes = Changes()
+        for task in self.expiry.pop(now.wall, self.tasks, limit):
+            task.error = expired(task)
+            task.finished_at = now.wall
+            self._move(task, Event.EXPIRE, changes)
+        return changes
+
     def _due(self, now: Moment) -> Changes:
         changes = Changes()
         while self.schedule.first() <= now.wall and len(changes.written) < DUE_STEP:
@@ -388,18 +418,26 @@ class QueueState:
         changes = Changes(ready={place: shelf.pending for place, shelf in self.kept_back.shelves.items()})
         self.kept_back.absorb(self.ready)
         self.ready, self.kept_back = self.kept_back, None
+        self.expiry.absorb(self.kept_expiry, self.tasks)
         return changes
+
+    def next_date(self) -> float:
+        """The wall-clock seconds at which the next task is due or expires, infinity when there is none."""
+        return min(self.schedule.first(), self.expiry.first())
 
     def next_deadline(self, now: Moment) -> float | None:
         """Seconds until `tick` has something to do, None when it has nothing to wait for."""
-        waits = [self.schedule.first() - now.wall, self.leases.next_expiry() - now.mono]
+        waits = [self.next_date() - now.wall, self.leases.next_expiry() - now.mono]
         if self.kept_back is not None:
             waits.append(self._kept_until - now.mono)
         soonest = min(waits)
         return None if soonest == inf else max(0.0, soonest)
 
-    def forget(self, tasks: Iterable[Task]) -> None:
+    def forget(self, tasks: Sequence[Task]) -> None:
         """Final records are stored: they leave memory."""
         for task in tasks:
             if self.tasks.get(task.id) is task:
                 del self.tasks[task.id]
+        for index in (self.expiry, self.uniqueness):
+            if index:
+                index.forget(task.id for task in tasks)

@@ -79,6 +79,11 @@ class _Terms(NamedTuple):
     never_on: tuple[str, ...] | None = None
     ignore_result: bool = False
     result_ttl: float | None = None
+    expires: float | None = None
+    expires_by: float | None = None
+    unique_in: tuple[str, ...] | None = None
+    unique_within: float = 0.0
+    unique_raises: bool = False
 
 
 _USUAL = 6
@@ -93,6 +98,9 @@ class Terms(_Terms):
     ``priority``: higher first. ``backoff``, ``factor``, ``max_delay``, ``jitter``: see `taskq.queue.retry.retry_delay`.
     ``retry_on``, ``never_on``: names of exception classes, None = as the type's own code says. ``ignore_result``: what
     the task returns is dropped. ``timeout``, ``result_ttl`` (how long the result is kept): seconds, None = no limit.
+    ``expires``, ``expires_by``: the task fails if it has not begun so many seconds after its submit, or by this wall
+    time. ``unique_in`` (labels of states; None = not unique), ``unique_within`` (seconds), ``unique_raises``: which
+    other tasks were twins of this one when it was submitted, see `taskq.queue.uniqueness`.
     """
 
     @classmethod
@@ -106,6 +114,11 @@ class Terms(_Terms):
     def usual(self) -> tuple[Any, ...]:
         """The fields that have columns of their own in stores."""
         return self[:_USUAL]
+
+    @cached_property
+    def expiring(self) -> bool:
+        """Whether tasks with these terms expire."""
+        return self.expires is not None or self.expires_by is not None
 
     @cached_property
     def short(self) -> tuple[Any, ...]:
@@ -137,7 +150,8 @@ class NewTask(NamedTuple):
     """One task in a submit call: only plain data.
 
     ``payload``: the encoded arguments, opaque to the manager. ``delay``: seconds from now. ``key``: the caller's own
-    idempotency key. ``correlation_id``: copied into logs; made by the submitter.
+    idempotency key. ``correlation_id``: copied into logs; made by the submitter. ``at``: instead of a delay, the wall
+    time before which it does not run. ``unique``: the value by which twins are known, made by the submitter.
     """
 
     terms: Terms
@@ -145,13 +159,28 @@ class NewTask(NamedTuple):
     delay: float = 0.0
     key: str | None = None
     correlation_id: str = ""
+    at: float | None = None
+    unique: bytes | None = None
 
 
 def new_task(
-    type: str, payload: bytes, *, delay: float = 0.0, key: str | None = None, correlation_id: str = "", **terms: Any
+    type: str,
+    payload: bytes,
+    *,
+    delay: float = 0.0,
+    key: str | None = None,
+    correlation_id: str = "",
+    at: float | None = None,
+    unique: bytes | None = None,
+    **terms: Any,
 ) -> NewTask:
     """A task on its own: ``terms`` are the fields of `Terms`."""
-    return NewTask(Terms(type, **terms), payload, delay, key, correlation_id)
+    return NewTask(Terms(type, **terms), payload, delay, key, correlation_id, at, unique)
+
+
+def expiry_of(terms: Terms, submitted_at: float) -> float | None:
+    """The wall time by which a task with these terms must have begun, None = whenever."""
+    return terms.expires_by if terms.expires is None else submitted_at + terms.expires
 
 
 as_new_task: Callable[[Sequence[Any]], NewTask] = partial(tuple.__new__, NewTask)
@@ -239,6 +268,11 @@ class Task:
     def queue(self) -> str:
         """The name of its queue."""
         return self.terms.queue
+
+    @property
+    def expires_at(self) -> float | None:
+        """The wall time by which it must have begun, None = whenever."""
+        return expiry_of(self.terms, self.submitted_at)
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.type} {self.state.label} run={self.run}>"
@@ -353,6 +387,7 @@ def describe(row: TaskRow) -> dict[str, Any]:
     record["cancel_requested"] = bool(row.cancel_requested)
     record["error"] = None if row.error is None else TaskError(*row.error)._asdict()
     record["cut"] = False
+    record["expires_at"] = expiry_of(row.terms, row.submitted_at)
     return record
 
 

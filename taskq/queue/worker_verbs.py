@@ -125,8 +125,11 @@ class WorkerVerbs(QueueCore):
                     if called is not None:
                         self._waiting.hand_on(called)
                     return Reserved((), True)
+                now = self._now()
+                if self._state.expiry.first() <= now.wall:
+                    self._finish(self._state.expire(now), durable=False)
                 rivals = self._waiting.rivals(self._state.ready.serving(worker.queues, worker.types))
-                tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, self._now())
+                tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, now)
                 if tasks:
                     break
                 if called is not None and not self._may_reserve(called):

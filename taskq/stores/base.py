@@ -44,6 +44,20 @@ class KeyRow(NamedTuple):
     digest: bytes
 
 
+class UniqueRow(NamedTuple):
+    """What stands for a task whose submit was unique, or (``twin``) a repetition that got that task instead.
+
+    ``value``: as the submitter made it. ``at``: wall seconds of the submit. ``until``: end of the window in which the
+    task counts whatever became of it, None without one; of a repetition, whose ``id`` is not used, how long it is kept.
+    """
+
+    id: int
+    value: bytes
+    at: float
+    until: float | None
+    twin: int | None
+
+
 class WorkerRow(NamedTuple):
     """A worker process that has joined and not left: what a restarted manager waits for."""
 
@@ -88,6 +102,7 @@ class Batch:
     queues: list[QueueRow] = field(default_factory=list)
     next_id: int = 1
     totals: dict[str, int] = field(default_factory=dict)
+    uniques: list[UniqueRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -176,15 +191,24 @@ class Store(Protocol):
         """Which of these keys are known, and for which task."""
         ...
 
+    def uniques(self, now: float) -> list[UniqueRow]:
+        """By rising id, what stands for tasks that are not final, or whose window goes on; no repetitions."""
+        ...
+
+    def twins(self, ids: Sequence[int]) -> dict[int, int]:
+        """Which of these unused ids belong to repetitions, and the tasks that they got instead."""
+        ...
+
     def purge(self, states: Iterable[State], finished_before: float, limit: int, now: float) -> dict[State, int]:
-        """Delete up to ``limit`` final records of these states that finished before then; their keys expire 24 h later.
+        """Delete up to ``limit`` final records of these states that finished before then; their keys expire 24 h later,
+        their unique values with their windows.
 
         Gives the number deleted by state; empty when nothing is left to delete. Final states only.
         """
         ...
 
     def prune(self, now: float) -> None:
-        """Forget calls older than 24 h and keys whose time is over."""
+        """Forget calls older than 24 h, and keys and unique values whose time is over."""
         ...
 
     def close(self) -> None:

@@ -13,7 +13,18 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from taskq.errors import StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
-from taskq.stores.base import INLINE_PAYLOAD, KEEP_CALLS, Batch, CallRow, KeyRow, Opened, QueueRow, TypeRow, WorkerRow
+from taskq.stores.base import (
+    INLINE_PAYLOAD,
+    KEEP_CALLS,
+    Batch,
+    CallRow,
+    KeyRow,
+    Opened,
+    QueueRow,
+    TypeRow,
+    UniqueRow,
+    WorkerRow,
+)
 
 
 class MemoryStore:
@@ -36,6 +47,8 @@ class MemoryStore:
         self._last_seqs: dict[int, int] = {}
         self._keys: dict[str, KeyRow] = {}
         self._key_ends: dict[str, float] = {}
+        self._uniques: dict[int, UniqueRow] = {}
+        self._unique_ends: dict[int, float] = {}
         self._types: dict[TypeRow, None] = {}
         self._workers: dict[str, WorkerRow] = {}
         self._queues: dict[str, QueueRow] = {}
@@ -87,6 +100,10 @@ class MemoryStore:
             for key in batch.keys:
                 self._keys[key.key] = key
                 self._key_ends.pop(key.key, None)
+            self._uniques.update((unique.id, unique) for unique in batch.uniques)
+            self._unique_ends.update(
+                (unique.id, unique.until or 0.0) for unique in batch.uniques if unique.twin is not None
+            )
             for announced in batch.types:
                 self._types.pop(announced, None)
                 self._types[announced] = None
@@ -158,6 +175,22 @@ class MemoryStore:
         with self._mutex:
             return {key: self._keys[key] for key in keys if key in self._keys}
 
+    def uniques(self, now: float) -> list[UniqueRow]:
+        """See `Store.uniques`."""
+        with self._mutex:
+            return [
+                row
+                for id, row in sorted(self._uniques.items())
+                if row.twin is None
+                and ((row.until or 0) > now or (id in self._rows and self._rows[id].state not in FINAL))
+            ]
+
+    def twins(self, ids: Sequence[int]) -> dict[int, int]:
+        """See `Store.twins`."""
+        with self._mutex:
+            found = {id: self._uniques[id].twin for id in ids if id in self._uniques}
+        return {id: twin for id, twin in found.items() if twin is not None}
+
     def purge(self, states: Iterable[State], finished_before: float, limit: int, now: float) -> dict[State, int]:
         """See `Store.purge`."""
         gone: Counter[State] = Counter()
@@ -173,6 +206,8 @@ class MemoryStore:
                     gone[state] += 1
                     if row.key is not None and row.key in self._keys and self._keys[row.key].id == id:
                         self._key_ends[row.key] = now + KEEP_CALLS
+                    if id in self._uniques:
+                        self._unique_ends[id] = self._uniques[id].until or 0.0
         return dict(gone)
 
     def prune(self, now: float) -> None:
@@ -184,6 +219,8 @@ class MemoryStore:
                     del self._last_seqs[call.client]
             for key in [key for key, end in self._key_ends.items() if end <= now]:
                 del self._keys[key], self._key_ends[key]
+            for id in [id for id, end in self._unique_ends.items() if end <= now]:
+                del self._uniques[id], self._unique_ends[id]
 
     def close(self) -> None:
         """Stop taking writes; the records stay with the object."""

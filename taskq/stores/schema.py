@@ -25,7 +25,7 @@ from typing import Any
 
 from taskq.errors import ConfigError
 from taskq.queue.task import TaskChange, TaskRow
-from taskq.stores.base import INLINE_PAYLOAD
+from taskq.stores.base import INLINE_PAYLOAD, UniqueRow
 
 APPLICATION_ID = 0x7461736B
 """``task``, in the file's header: tells our files from other SQLite databases."""
@@ -53,6 +53,11 @@ PRAGMAS = (
 """Settings of the connection, in this order."""
 
 _QUEUE = "CREATE TABLE queue (name TEXT PRIMARY KEY, paused_by TEXT, paused_at REAL, max_running INT)"
+_UNIQUES = (
+    "CREATE TABLE uniqueness (id INTEGER PRIMARY KEY, value BLOB, at REAL, until REAL, twin INT, expires REAL)",
+    "CREATE INDEX uniqueness_until ON uniqueness (until) WHERE until IS NOT NULL AND twin IS NULL",
+    "CREATE INDEX uniqueness_expires ON uniqueness (expires) WHERE expires IS NOT NULL",
+)
 TABLES = (
     "CREATE TABLE store (id INTEGER PRIMARY KEY, store_id INT, epoch INT, next_id INT, totals TEXT)",
     "CREATE TABLE task (id INTEGER PRIMARY KEY, type TEXT, queue TEXT, payload BLOB, priority INT, max_retries INT,"
@@ -71,11 +76,13 @@ TABLES = (
     "CREATE TABLE worker (incarnation TEXT PRIMARY KEY, pool TEXT, name TEXT, host TEXT, pid INT)",
     "CREATE TABLE type (name TEXT, info TEXT, PRIMARY KEY (name, info))",
     _QUEUE,
+    *_UNIQUES,
 )
 
 UPGRADES: dict[int, tuple[str, ...]] = {
     1: (
         _QUEUE,
+        *_UNIQUES,
         "ALTER TABLE task ADD COLUMN terms_more TEXT",
     ),
 }
@@ -133,6 +140,7 @@ _CALL = ("client", "seq", "first_id", "size", "digest", "at")
 INSERT_CALL = Insert("call", _CALL, _replacing(_CALL[2:], "client, seq"))
 _KEY = ("key", "id", "digest", "expires")
 INSERT_KEY = Insert("key", _KEY, _replacing(_KEY[1:], "key"))
+INSERT_UNIQUE = Insert("uniqueness", ("id", "value", "at", "until", "twin", "expires"))
 
 _IDS = "(SELECT value FROM json_each(?))"
 _COLUMNS = [f"t.{name}" for name in _FIELDS]
@@ -180,6 +188,18 @@ OLD_KEYS = (
     " (SELECT key FROM key WHERE expires IS NOT NULL AND expires <= ? ORDER BY expires LIMIT ?)"
 )
 
+ANY_UNIQUES = "SELECT EXISTS (SELECT 1 FROM uniqueness)"
+UNIQUES = (
+    "SELECT u.id, u.value, u.at, u.until, u.twin FROM task t INDEXED BY live CROSS JOIN uniqueness u ON u.id = t.id"
+    f" WHERE t.state < {FIRST_FINAL} AND u.twin IS NULL"
+    " UNION SELECT id, value, at, until, twin FROM uniqueness WHERE until > ? AND twin IS NULL ORDER BY 1"
+)
+TWINS = f"SELECT id, twin FROM uniqueness WHERE id IN {_IDS} AND twin IS NOT NULL"
+EXPIRE_UNIQUES = f"UPDATE uniqueness SET expires = coalesce(until, 0) WHERE id IN {_IDS}"
+OLD_UNIQUES = (
+    "DELETE FROM uniqueness WHERE id IN"
+    " (SELECT id FROM uniqueness WHERE expires IS NOT NULL AND expires <= ? ORDER BY expires LIMIT ?)"
+)
 
 HEADER = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
 """What `check` wants to know."""
@@ -245,6 +265,11 @@ def stored(new: Iterable[TaskRow], changed: Iterable[TaskChange]) -> Stored:
             to.whole.append((*head, *row[_RUN:_RESULT], *_outcome(row, to.results), row.terms_more))
     to.changed = [change if _fits(change) else (*change[:-2], *_outcome(change, to.results)) for change in changed]
     return to
+
+
+def stored_uniques(rows: Iterable[UniqueRow]) -> list[tuple[Any, ...]]:
+    """Rows for `INSERT_UNIQUE`: only those of repetitions know already when they expire."""
+    return [(*row, None if row.twin is None else row.until) for row in rows]
 
 
 def _fits(change: TaskChange) -> bool:

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
 from taskq.stores import schema
-from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, Opened, QueueRow, TypeRow, WorkerRow
+from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, Opened, QueueRow, TypeRow, UniqueRow, WorkerRow
 from taskq.stores.disk import LockFile, Reserve, free_space, make_file
 
 FREE_MARK = 64 * 2**20
@@ -164,6 +164,7 @@ class SqliteStore:
             _insert(db, schema.INSERT_RESULT, rows.results)
             _insert(db, schema.INSERT_CALL, batch.calls)
             _insert(db, schema.INSERT_KEY, [(*key, None) for key in batch.keys])
+            _insert(db, schema.INSERT_UNIQUE, schema.stored_uniques(batch.uniques))
             _write_rare(db, batch)
             db.execute("UPDATE store SET next_id = ?, totals = ?", (batch.next_id, totals))
 
@@ -219,6 +220,7 @@ class SqliteStore:
                 gone[state] = len(json.loads(ids))
                 if gone[state]:
                     db.execute(schema.EXPIRE_KEYS, (now + KEEP_CALLS, ids, ids))
+                    db.execute(schema.EXPIRE_UNIQUES, (ids,))
                     for delete in schema.DELETES:
                         db.execute(delete, (ids,))
 
@@ -230,6 +232,7 @@ class SqliteStore:
         """See `Store.prune`."""
         self._prune(schema.OLD_CALLS, now - KEEP_CALLS)
         self._prune(schema.OLD_KEYS, now)
+        self._prune(schema.OLD_UNIQUES, now)
         self._shrink()
 
     def _prune(self, statement: str, before: float) -> None:
@@ -316,6 +319,16 @@ class SqliteStore:
             for row in self._read("SELECT key, id, digest FROM key WHERE key = ?", (key,)):
                 found[key] = KeyRow(*row)
         return found
+
+    def uniques(self, now: float) -> list[UniqueRow]:
+        """See `Store.uniques`."""
+        if not self._read(schema.ANY_UNIQUES)[0][0]:
+            return []
+        return [UniqueRow(*row) for row in self._read(schema.UNIQUES, (now,))]
+
+    def twins(self, ids: Sequence[int]) -> dict[int, int]:
+        """See `Store.twins`."""
+        return dict(self._read(schema.TWINS, (json.dumps(list(ids)),)))
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with self._mutex, self._translated("read"):

@@ -21,6 +21,8 @@ ITEMS = st.builds(
     delay=st.sampled_from([0.0, 5.0]),
     key=st.sampled_from([None, "a", "b"]),
     correlation_id=st.sampled_from(["", "c"]),
+    at=st.sampled_from([None, 5.0]),
+    unique=st.sampled_from([None, b"u"]),
 )
 
 
@@ -35,7 +37,7 @@ def test_whatever_is_sent_arrives_in_its_order(items: list[NewTask]) -> None:
 
 def test_what_is_common_is_said_once() -> None:
     many = lots([new_task("x", b"%d" % number, correlation_id="c") for number in range(5)])
-    assert many == [(("x", "default", 0, 3, 1.0, None), (b"0", b"1", b"2", b"3", b"4"), 0.0, None, "c")]
+    assert many == [(("x", "default", 0, 3, 1.0, None), (b"0", b"1", b"2", b"3", b"4"), 0.0, None, "c", None, None)]
 
 
 @pytest.mark.parametrize(
@@ -44,12 +46,12 @@ def test_what_is_common_is_said_once() -> None:
         5,
         [5],
         [()],
-        [(USUAL, (b"p",), 0.0, None)],
-        [(USUAL, (b"p",), 0.0, None, "", 1)],
-        [(USUAL[:5], (b"p",), 0.0, None, "")],
-        [((*Terms("x"), 7), (b"p",), 0.0, None, "")],
-        [(USUAL, (b"p", b"q"), (0.0,), None, "")],
-        [(USUAL, (b"p",) * 13, 0.0, None, "")],
+        [(USUAL, (b"p",), 0.0, None, "")],
+        [(USUAL, (b"p",), 0.0, None, "", None, None, 1)],
+        [(USUAL[:5], (b"p",), 0.0, None, "", None, None)],
+        [((*Terms("x"), 7), (b"p",), 0.0, None, "", None, None)],
+        [(USUAL, (b"p", b"q"), (0.0,), None, "", None, None)],
+        [(USUAL, (b"p",) * 13, 0.0, None, "", None, None)],
     ],
 )
 def test_what_is_no_lot_is_refused(wrong: Any) -> None:

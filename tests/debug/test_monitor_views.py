@@ -515,6 +515,7 @@ SHOWN = {
     "payload": {"type": "compute", "operation": "factorial", "value": 10},
     "submitted_at": "2023-11-14T22:13:20.250Z",
     "due_at": "2023-11-14T22:13:20.250Z",
+    "expires_at": None,
     "started_at": "2023-11-14T22:13:21.000Z",
     "finished_at": "2023-11-14T22:13:21.041Z",
     "failures": 0,
@@ -525,6 +526,8 @@ SHOWN = {
     "result_ttl": None,
     "error": None,
     "correlation_id": "c-1",
+    "key": None,
+    "unique": None,
 }
 
 TYPES: Any = {"tasks.add": {"name": "tasks.add", "parameters": [("x", 1, True), ("y", 1, False), ("rest", 2, False)]}}
@@ -532,6 +535,14 @@ TYPES: Any = {"tasks.add": {"name": "tasks.add", "parameters": [("x", 1, True), 
 
 def test_a_record_is_shown_with_these_fields() -> None:
     assert list(records.public(record()).items()) == list(SHOWN.items())
+
+
+def test_times_and_twins_of_a_record_are_shown() -> None:
+    terms = '{"expires":60,"unique_in":["pending"],"unique_within":5.0}'
+    shown = records.public(record(terms_more=terms))
+    assert shown["expires_at"] == "2023-11-14T22:14:20.250Z"
+    assert shown["unique"] == {"while_in": ["pending"], "within": 5.0}
+    assert records.public(record(terms_more='{"expires_by":1700000000.0}'))["expires_at"] == "2023-11-14T22:13:20.000Z"
 
 
 @pytest.mark.parametrize(
@@ -588,6 +599,7 @@ def test_details_for_people() -> None:
         'payload         {"type": "compute", "operation": "factorial", "value": 10}\n'
         "submitted_at    2023-11-14T22:13:20.250Z\n"
         "due_at          2023-11-14T22:13:20.250Z\n"
+        "expires_at      -\n"
         "started_at      2023-11-14T22:13:21.000Z\n"
         "finished_at     2023-11-14T22:13:21.041Z\n"
         "failures        0\n"
@@ -598,6 +610,8 @@ def test_details_for_people() -> None:
         "result_ttl      -\n"
         "error           error: OSError: no\n"
         "correlation_id  c-1\n"
+        "key             -\n"
+        "unique          -\n"
         "\n"
         "Trace\n"
         "  back"

@@ -29,6 +29,10 @@ def worker() -> Any:
     return {**info, "types": [{"name": "x", "parameters": ()}]}
 
 
+WINDOW = 100.0
+LIVE = ("pending", "scheduled", "running")
+
+
 class JobQueueWalk(RuleBasedStateMachine):
     """The model: what each call was told, which task each key stands for, and what each task carries."""
 
@@ -38,6 +42,7 @@ class JobQueueWalk(RuleBasedStateMachine):
         self.store = MemoryStore()
         self.calls: dict[int, tuple[list[NewTask], list[int], float]] = {}
         self.keys: dict[str, int] = {}
+        self.twins: dict[int, float] = {}
         self.payloads: dict[int, bytes] = {}
         self.final: dict[int, str] = {}
         self.held: dict[int, Handout] = {}
@@ -50,22 +55,40 @@ class JobQueueWalk(RuleBasedStateMachine):
         self.session = reply["session"]
         assert not reply["lost"], "it came back at once"
 
-    @rule(sizes=st.lists(SIZES, min_size=1, max_size=3), key=st.sampled_from([None, "k", "l"]), delay=st.booleans())
-    def submit(self, sizes: list[int], key: str | None, delay: bool) -> None:
+    @rule(
+        sizes=st.lists(SIZES, min_size=1, max_size=3),
+        key=st.sampled_from([None, "k", "l"]),
+        delay=st.booleans(),
+        unique=st.booleans(),
+    )
+    def submit(self, sizes: list[int], key: str | None, delay: bool, unique: bool) -> None:
         seq = len(self.calls) + 1
         items = [new_task("x", b"%d" % seq + bytes(size), max_retries=1, delay=5.0 * delay) for size in sizes]
         if key is not None:
             items.append(new_task("x", b"for " + key.encode() * 30, key=key))
+        if unique:
+            items += [new_task("x", b"u" * 90, unique=b"u", unique_in=LIVE, unique_within=WINDOW)] * 2
         told = self.queue.submit(1, seq, items)
         for position, (id, item) in enumerate(zip(told.ids, items, strict=True)):
             if item.key is not None and item.key in self.keys:
-                assert id == self.keys[item.key] and list(told.existing) == [position]
+                assert id == self.keys[item.key] and position in told.existing
+            elif item.unique is not None and (twin := self.newest_twin()) is not None:
+                assert id == twin and position in told.existing
             else:
+                assert position not in told.existing
                 assert id not in self.payloads, "an id was given twice"
                 self.payloads[id] = item.payload
+                if item.unique is not None:
+                    self.twins[id] = self.clock.wall()
             if item.key is not None:
                 self.keys[item.key] = id
         self.calls[seq] = (items, list(told.ids), self.clock.wall())
+
+    def newest_twin(self) -> int | None:
+        """The last unique task that counts: it lives, or its window goes on."""
+        wall = self.clock.wall()
+        counting = (id for id, at in self.twins.items() if id not in self.final or wall < at + WINDOW)
+        return max(counting, default=None)
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), wrong=st.sampled_from([False, False, False, True]))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from taskq.config import QueueSettings
-from taskq.errors import InvalidTransition, KeyConflict, QueueFull, StaleRun
+from taskq.errors import InvalidTransition, KeyConflict, NotUnique, QueueFull, StaleRun
 from taskq.queue.changes import Changes
 from taskq.queue.check import check
 from taskq.queue.leases import Moment, Worker
@@ -18,7 +18,7 @@ from taskq.queue.lifecycle import TRANSITIONS, next_state
 from taskq.queue.state import HOLD, RUNS_PER_EPOCH, QueueState
 from taskq.queue.task import FINAL, NewTask, State, TaskRow, new_task, to_row
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
-from taskq.stores.base import KeyRow
+from taskq.stores.base import KeyRow, UniqueRow
 
 LEASE = 30.0
 LIMIT = 40
@@ -49,6 +49,7 @@ class QueueWalk(RuleBasedStateMachine):
         self.unsaved: set[int] = set()
         self.spent: list[tuple[str, int, int]] = []
         self.keys: dict[str, KeyRow] = {}
+        self.uniques: list[UniqueRow] = []
         self.highest_run = 0
         self.workers = 0
         for name in ("w1", "w2"):
@@ -61,6 +62,9 @@ class QueueWalk(RuleBasedStateMachine):
 
     def save(self, changes: Changes, *, durable: bool = True) -> None:
         for task in changes.written:
+            if task.error is not None and task.error.kind == "expired":
+                assert task.expires_at is not None and task.expires_at <= self.wall
+                assert self.expected[task.id] in (State.PENDING, State.SCHEDULED), "it had begun"
             self.expected[task.id] = task.state
             if durable:
                 self.stored[task.id] = to_row(task)
@@ -84,12 +88,13 @@ class QueueWalk(RuleBasedStateMachine):
         priorities=st.lists(st.integers(-2, 2), min_size=1, max_size=5),
         delay=st.sampled_from([0.0, 0.0, 5.0]),
         retries=st.integers(0, 2),
+        expires=st.sampled_from([None, None, None, 6.0]),
     )
-    def submit(self, queue: str, kind: str, priorities: list[int], delay: float, retries: int) -> None:
-        items = [
-            new_task(kind, b"p", queue=queue, priority=priority, max_retries=retries, backoff=1.0, delay=delay)
-            for priority in priorities
-        ]
+    def submit(
+        self, queue: str, kind: str, priorities: list[int], delay: float, retries: int, expires: float | None
+    ) -> None:
+        terms: dict[str, Any] = {"queue": queue, "max_retries": retries, "backoff": 1.0, "expires": expires}
+        items = [new_task(kind, b"p", delay=delay, priority=priority, **terms) for priority in priorities]
         waiting = sum(
             state in (State.PENDING, State.SCHEDULED) and self.wanted[number].terms.queue == queue
             for number, state in self.expected.items()
@@ -131,6 +136,28 @@ class QueueWalk(RuleBasedStateMachine):
         self.wanted.setdefault(first, plain)
         self.save(accepted.changes)
 
+    @rule(value=st.sampled_from([b"u", b"v"]), raises=st.booleans())
+    def submit_a_unique_one(self, value: bytes, raises: bool) -> None:
+        item = new_task("x", b"p", queue="a", unique=value, unique_in=("pending", "running"), unique_raises=raises)
+        twins = [
+            number
+            for number, state in self.expected.items()
+            if state in (State.PENDING, State.RUNNING) and self.wanted[number].unique == value
+        ]
+        try:
+            accepted = self.state.submit(1, [item], {}, self.now)
+        except QueueFull:
+            assert not twins
+            return
+        except NotUnique as error:
+            assert raises and error.details["id"] == max(twins)
+            return
+        assert not (raises and twins)
+        assert accepted.ids == ([max(twins)] if twins else [self.state.next_id - 1])
+        self.uniques += accepted.uniques
+        self.wanted.setdefault(accepted.ids[0], item)
+        self.save(accepted.changes)
+
     @precondition(lambda self: self.expected)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -169,6 +196,7 @@ class QueueWalk(RuleBasedStateMachine):
         worker = self.state.leases.workers.get(name)
         if worker is None or not worker.attached:
             return
+        self.save(self.state.expire(self.now))
         servable = [
             number
             for number, state in self.expected.items()
@@ -341,8 +369,10 @@ class QueueWalk(RuleBasedStateMachine):
         now = {name: set(worker.running) for name, worker in self.state.leases.workers.items()}
         assert leased == now, "a lease ended by the wall clock"
         for number, pause in pauses.items():
-            task = self.state.tasks[number]
-            if task.run:
+            task = self.state.tasks.get(number)
+            if task is None:
+                assert seconds > 0 and self.wanted[number].terms.expiring
+            elif task.run:
                 assert task.state is State.SCHEDULED and task.due_at - self.wall == pytest.approx(pause, abs=1e-3)
 
     @rule(data=st.data())
@@ -355,6 +385,7 @@ class QueueWalk(RuleBasedStateMachine):
                 state.leases.expect(name, "pool", name, "h", 2, self.mono)
         live = [row._replace(payload=b"p") for _, row in sorted(self.stored.items()) if row.state not in FINAL]
         assert state.load(live, self.now) == len(live)
+        state.uniqueness.add(row for row in self.uniques if row.id in {one.id for one in live})
         before, self.state = self.state, state
         self.expected = {number: State(row.state) for number, row in self.stored.items()}
         self.unsaved.clear()

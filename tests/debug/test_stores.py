@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from taskq.errors import StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskChange, TaskRow
-from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, QueueRow, Store, TypeRow, WorkerRow
+from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, QueueRow, Store, TypeRow, UniqueRow, WorkerRow
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
 
@@ -374,6 +374,39 @@ def test_a_key_that_is_used_again_belongs_to_the_new_task(store: Store) -> None:
 
 
 # -- purging ----------------------------------------------------------------------------------------------------------
+
+
+UNIQUES = [
+    UniqueRow(1, b"a", NOW, None, None),
+    UniqueRow(2, b"b", NOW, NOW + 60, None),
+    UniqueRow(3, b"a", NOW, NOW + KEEP_CALLS, 1),
+    UniqueRow(4, b"c", NOW, None, None),
+]
+
+
+def test_unique_values_are_found_as_long_as_they_count(store: Store) -> None:
+    assert store.uniques(NOW) == []
+    put(store, row(1), row(2), row(4), row(5), uniques=UNIQUES)
+    store = reopened(store)
+    assert store.uniques(NOW) == [UNIQUES[0], UNIQUES[1], UNIQUES[3]]
+    assert store.twins([1, 2, 3, 9]) == {3: 1}
+    change(store, finished(1, State.CANCELLED), finished(2))
+    assert store.uniques(NOW + 59) == [UNIQUES[1], UNIQUES[3]]
+    assert store.uniques(NOW + 60) == [UNIQUES[3]]
+
+
+def test_unique_values_go_with_their_records_or_windows(store: Store) -> None:
+    put(store, finished(1), finished(2), row(4), uniques=UNIQUES)
+    assert store.purge(FINAL, NOW + 1, 9, NOW + 5) == {State.COMPLETED: 2}
+    store.prune(NOW + 10)
+    assert store.uniques(NOW + 10) == [UNIQUES[1], UNIQUES[3]], "a window goes on without its record"
+    assert store.twins([3]) == {3: 1}
+    store.prune(NOW + 60)
+    change(store, finished(4))
+    assert store.uniques(0.0) == []
+    assert store.twins([3]) == {3: 1}
+    store.prune(NOW + KEEP_CALLS)
+    assert store.twins([3]) == {}
 
 
 def test_purge_takes_the_oldest_of_the_states_asked_for(store: Store) -> None:

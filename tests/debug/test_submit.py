@@ -75,7 +75,7 @@ def test_ids_one_a_line(submit: Submit, here: Here) -> None:
     here.worker()
     assert submit("--payload", json.dumps(DOUBLE)) == Done(0, "1\n", "")
     assert submit("-q", "compute", "operation=double", "value=4") == Done(0, "2\n", "")
-    assert submit("--json", "compute", "operation=double", "value=4") == Done(0, '{"ids": [3]}\n', "")
+    assert submit("--json", "compute", "operation=double", "value=4") == Done(0, '{"ids": [3], "existing": []}\n', "")
 
 
 def test_wait_prints_results_as_json_in_order(submit: Submit, here: Here) -> None:
