@@ -155,6 +155,18 @@ class ChildInfo(TypedDict):
     running: Sequence[tuple[int, int, str, float]]
 
 
+class Evidence(TypedDict, total=False):
+    """What a pool knows of the end of a worker process.
+
+    ``rss``: (seconds before its end, resident bytes) in its last minute, oldest first. ``stderr``: the last lines that
+    it wrote there. ``crash``: the stack of the thread that a fatal signal hit.
+    """
+
+    rss: Sequence[tuple[float, int]]
+    stderr: str
+    crash: str
+
+
 class BeatReply(TypedDict):
     """``drain``: deliver and leave. ``interval``: seconds until the next heartbeat. ``store_id``: as in `Hello`."""
 
@@ -273,6 +285,25 @@ class QueueService(Protocol):
         ``completed`` or ``failed`` (too late), ``unknown``."""
         ...
 
+    def history(self, id: int) -> Sequence[dict[str, Any]]:
+        """The last attempts at a task, oldest first: ``run``, ``worker``, ``started_at``, ``ended_at`` (wall; None
+        while it is under way), ``outcome``, ``type``, ``message``, ``traceback``, ``death`` (``how``, ``rss``,
+        ``stderr``; None if its worker process did not die).
+
+        ``outcome``: see `taskq.queue.history.OUTCOMES`. Raises `TaskNotFound`.
+        """
+        ...
+
+    def requeue(self, ids: Sequence[int]) -> Sequence[str]:
+        """Let failed and cancelled tasks begin anew, with a new budget; their history stays. For each id ``requeued``,
+        or, where it was not, its state or ``unknown``. Raises `QueueFull` (then none was).
+        """
+        ...
+
+    def drop(self, ids: Sequence[int]) -> Sequence[str]:
+        """Delete records of failed tasks; for each id ``dropped``, or, where it was not, its state or ``unknown``."""
+        ...
+
     def purge(self, states: Sequence[str], older_s: float) -> int:
         """Delete final records that finished at least ``older_s`` seconds ago; gives their number."""
         ...
@@ -284,11 +315,18 @@ class QueueService(Protocol):
         ...
 
     def child_died(
-        self, pool: str, incarnation: str, how: str, started: Sequence[tuple[int, int]], counts: bool
+        self,
+        pool: str,
+        incarnation: str,
+        how: str,
+        started: Sequence[tuple[int, int]],
+        counts: bool,
+        evidence: Evidence,
     ) -> None:
         """A worker process is gone for certain. ``how``: for people (``signal 11``, ``exit code 1``).
 
-        ``started``: (task, run) of what it had begun; with ``counts`` these count a death, else they just go back.
+        ``started``: (task, run) of what it had begun; with ``counts`` these count a death, else they just go back. The
+        ``evidence`` is kept in the history of those that count.
         """
         ...
 

@@ -37,12 +37,15 @@ NUMBERS: dict[str, Callable[[Record, float], float]] = {
 }
 """Fields that are numbers; ``age``: seconds since the task was over, or, while it is not, since it was submitted."""
 
+MAX_TEXT = 4_000
+"""Characters."""
+
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": ne, ">": gt, "<": lt}
 PATTERN = "~="
 _OF_TEXT, _OF_NUMBERS, _OF_AGE = ("=", "!=", PATTERN), ("=", "!=", ">", "<"), (">", "<")
 _WORD = re.compile(r"[A-Za-z_]*")
 _OPERATOR = re.compile(r"!=|~=|[=<>~!]+")
-_QUOTED = re.compile(r"""(["'])((?:\\.|(?!\1).)*)\1(?=\s|$)""", re.DOTALL)
+_QUOTED = re.compile(r"""(["'])((?:\\.|(?!\1)[^\\])*)\1(?=\s|$)""", re.DOTALL)
 _BARE = re.compile(r"""[^\s"'][^\s]*""")
 
 
@@ -95,6 +98,8 @@ def parse(text: str) -> Where:
         ...
     taskq.errors.BadArguments: there is no field "speed", at character 1 of: speed>3
     """
+    if len(text) > MAX_TEXT:
+        raise BadArguments(f"conditions have at most {MAX_TEXT:,} characters")
     conditions = []
     place = _skip(text, 0)
     while place < len(text):

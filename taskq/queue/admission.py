@@ -10,7 +10,7 @@ from taskq.errors import KeyConflict, QueueFull
 from taskq.layout import duration
 from taskq.queue.idempotency import content_digest
 from taskq.queue.lifecycle import Event, next_state
-from taskq.queue.task import NewTask, Task, Terms
+from taskq.queue.task import NewTask, Task, TaskRow, Terms, from_row
 from taskq.stores.base import KeyRow
 
 _terms = itemgetter(0)
@@ -68,3 +68,15 @@ def record(id: int, item: NewTask, client: int, wall: float) -> Task:
     if at is not None and at > wall:
         due_at, state = at, _LATER
     return Task(id, terms, payload, key, correlation_id, client, wall, due_at, state)
+
+
+def afresh(row: TaskRow, wall: float) -> Task:
+    """The record of a task that is over and is to begin anew: with a new budget, as if it had never run."""
+    task = from_row(row)
+    task.due_at = wall
+    task.failures = task.deaths = 0
+    task.cancel_requested = False
+    task.worker = task.worker_name = None
+    task.started_at = task.finished_at = None
+    task.result = task.error = None
+    return task

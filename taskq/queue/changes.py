@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from taskq.queue.task import Task
-from taskq.stores.base import KeyRow, UniqueRow
+from taskq.stores.base import AttemptRow, KeyRow, UniqueRow
 
 
 @dataclass
@@ -14,13 +14,16 @@ class Changes:
     """What a verb changed.
 
     ``written``: records to store, final ones included. ``final``: those that became final. ``ready``: how many tasks
-    became pending, by (queue, type). ``left``: worker processes that are no longer expected back.
+    became pending, by (queue, type). ``left``: worker processes that are no longer expected back. ``attempts``: those
+    that are over and did not complete their task. ``recall``: worker processes whose waiting `reserve` has news.
     """
 
     written: list[Task] = field(default_factory=list)
     final: list[Task] = field(default_factory=list)
     ready: dict[tuple[str, str], int] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+    attempts: list[AttemptRow] = field(default_factory=list)
+    recall: list[str] = field(default_factory=list)
 
 
 class Accepted(NamedTuple):

@@ -10,7 +10,7 @@ from collections import Counter
 
 from taskq.queue.expiry import WAITING
 from taskq.queue.ready import Ready
-from taskq.queue.state import RUNS_PER_EPOCH, QueueState
+from taskq.queue.state import RUNS_PER_EPOCH, UNKNOWN, QueueState
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, State, Task
 
 
@@ -69,10 +69,13 @@ def _entries(ready: Ready) -> list[Task]:
 
 
 def _check_shelves(state: QueueState) -> None:
-    entries = _entries(state.ready)
+    entries, suspects = _entries(state.ready), _entries(state.suspects)
     if state.kept_back is not None:
         assert all(task.id >= state._kept_below for task in entries), "a task from before the restart is not kept back"
         entries += _entries(state.kept_back)
+    assert all(task.deaths for task in suspects), "a task without deaths is a suspect"
+    assert not any(task.deaths for task in entries), "a suspect stands among the others"
+    entries += suspects
     pending = [task for task in state.tasks.values() if task.state is PENDING]
     assert sorted(task.id for task in entries) == sorted(task.id for task in pending), "shelves and records differ"
     assert {id(task) for task in entries} == {id(task) for task in pending}, "a shelf holds an outdated copy"
@@ -104,6 +107,7 @@ def _check_leases(state: QueueState) -> None:
             assert task.worker == worker.incarnation or task.worker is None, f"{task} names another worker"
             assert 0 < task.run < (state.epoch + 1) * RUNS_PER_EPOCH, f"{task} has an impossible run"
             held[number] = task
+            assert not task.deaths or len(worker.running) == 1 or worker.incarnation == UNKNOWN, f"{task} is not alone"
         assert worker.progress.keys() <= worker.running.keys(), f"{worker.name}: progress of what it does not run"
     assert held.keys() == running.keys(), f"running without a lease: {running.keys() - held.keys()}"
     offers = Counter(name for worker in state.leases.workers.values() for name in worker.types)

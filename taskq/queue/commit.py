@@ -23,7 +23,18 @@ from dataclasses import dataclass, field
 
 from taskq.errors import OutcomeUnknown, StoreFailed
 from taskq.queue.task import FINAL, RUNNING, Task, TaskChange, TaskRow, to_change, to_row
-from taskq.stores.base import INLINE_PAYLOAD, Batch, CallRow, KeyRow, QueueRow, Store, TypeRow, UniqueRow, WorkerRow
+from taskq.stores.base import (
+    INLINE_PAYLOAD,
+    AttemptRow,
+    Batch,
+    CallRow,
+    KeyRow,
+    QueueRow,
+    Store,
+    TypeRow,
+    UniqueRow,
+    WorkerRow,
+)
 
 
 @dataclass
@@ -36,6 +47,7 @@ class _Unwritten:
     joined: list[WorkerRow] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     queues: list[QueueRow] = field(default_factory=list)
+    attempts: list[AttemptRow] = field(default_factory=list)
 
 
 class GroupCommit:
@@ -129,6 +141,10 @@ class GroupCommit:
         self._unwritten.queues.append(rules)
         self._mark += 1
         return self._mark
+
+    def add_attempts(self, attempts: Iterable[AttemptRow]) -> None:
+        """Attempts are over; followed by `add` of their tasks."""
+        self._unwritten.attempts.extend(attempts)
 
     def is_dirty(self, task_id: int) -> bool:
         """Whether this task has a change that is not on disk yet."""
@@ -224,6 +240,7 @@ def _batch(unwritten: _Unwritten, stored_below: int, next_id: int, totals: dict[
         unwritten.joined,
         unwritten.left,
         unwritten.queues,
+        unwritten.attempts,
         next_id,
         dict(totals),
         unwritten.uniques,

@@ -63,6 +63,8 @@ class QueueCore:
         self._clock = clock
         self._on_failure = on_failure
         self._lock = threading.Lock()
+        self._finals = threading.Lock()
+        """Held, outside of the other one, by who changes or deletes records that are final and in the store only."""
         self._waiting = WaitingRoom(self._lock, self._may_reserve)
         self._recent = Recent()
         self._lines: deque[task_log.Line] = deque()
@@ -178,6 +180,7 @@ class QueueCore:
         if not changes.written and not changes.left:
             return self._commit.mark
         self._lines.extend(task_log.transitions(changes.written))
+        self._commit.add_attempts(changes.attempts)
         mark = self._commit.add(changes.written)
         self._housekeeper.expect(LINGER)
         self._housekeeper.expect(self._state.next_date() - self._clock.wall())
@@ -195,9 +198,11 @@ class QueueCore:
             self._commit.settle(mark)
         if changes.ready:
             self._waiting.wake(changes.ready)
+        for incarnation in changes.recall:
+            self._waiting.recall(incarnation)
 
     def _may_reserve(self, worker: Worker) -> bool:
-        return worker.may_reserve(self._clock.monotonic(), self._state.leases.heartbeat)
+        return not worker.alone and worker.may_reserve(self._clock.monotonic(), self._state.leases.heartbeat)
 
     def _settled(self, final: list[Task]) -> None:
         self._state.forget(final)
@@ -208,7 +213,8 @@ class QueueCore:
             self._commit.settle_all()
 
     def _purge_piece(self, states: Sequence[State], finished_before: float) -> int:
-        gone = self._store.purge(states, finished_before, PURGE_STEP, self._clock.wall())
+        with self._finals:
+            gone = self._store.purge(states, finished_before, PURGE_STEP, self._clock.wall())
         with self._lock:
             for state, count in gone.items():
                 self._state.figures.final[state] -= count

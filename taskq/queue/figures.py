@@ -100,7 +100,10 @@ class Figures:
     def moved(self, task: Task, before: State, after: State) -> None:
         """A task went from one state to another."""
         counts = self.queues[task.queue].counts
-        counts[before] -= 1
+        if before in FINAL:
+            self.final[before] -= 1
+        else:
+            counts[before] -= 1
         if after not in FINAL:
             counts[after] += 1
             return

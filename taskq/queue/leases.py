@@ -47,9 +47,10 @@ class Worker:
     """One worker process.
 
     ``expires``: when its leases end. ``attached``: False for one that an earlier run of the manager knew and that has
-    not come back yet. ``stopped``: suspended, as its pool sees it. ``spared``: it was given more time since its last
-    heartbeat. ``report``: what its pool said of it in the last heartbeat. ``announced``: (name, description) of its
-    types. ``progress``: (fraction, note) by task, as the task itself said.
+    not come back yet. ``stopped``: suspended, as its pool sees it. ``alone``: it is kept for a suspect, or runs one,
+    and gets nothing else (`taskq.queue.suspects`). ``spared``: it was given more time since its last heartbeat.
+    ``report``: what its pool said of it in the last heartbeat. ``announced``: (name, description) of its types.
+    ``progress``: (fraction, note) by task, as the task itself said.
     """
 
     incarnation: str
@@ -63,6 +64,7 @@ class Worker:
     attached: bool = False
     draining: bool = False
     stopped: bool = False
+    alone: bool = False
     spared: bool = False
     threads: int = 0
     queues: frozenset[str] = frozenset()

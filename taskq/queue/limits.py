@@ -13,7 +13,7 @@ from typing import Any
 from taskq.errors import BadArguments, PayloadTooLarge
 from taskq.queue.retry import MAX_FACTOR
 from taskq.queue.task import NewTask, Terms, as_new_task
-from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_RESULT, NACK, PROGRESS, SNOOZE, Report, WorkerInfo
+from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_RESULT, NACK, PROGRESS, SNOOZE, Evidence, Report, WorkerInfo
 
 MAX_NAME = 200
 """Characters: longest name of a type or queue."""
@@ -33,6 +33,9 @@ UNIQUE_IN = ("pending", "scheduled", "running")
 UNIQUE_BYTES = 64
 """Longest value that stands for a unique submit."""
 MAX_THREADS = 10_000
+MAX_EVIDENCE = 8 * 1024
+"""Characters that are kept of what a worker process wrote before its death."""
+MAX_SAMPLES = 100
 MAX_NUMBER = 2**63 - 1
 """Largest number that a store can hold."""
 
@@ -213,6 +216,18 @@ _REPORTS: dict[int, Callable[..., bool]] = {
     SNOOZE: _is_seconds,
     PROGRESS: _fits_progress,
 }
+
+
+def fitting_evidence(given: Evidence) -> Evidence:
+    """The evidence of a death in the form and size in which it is kept. Raises `BadArguments`."""
+    try:
+        rss = [(round(float(before), 1), int(size)) for before, size in given.get("rss", ())]
+    except (TypeError, ValueError):
+        raise BadArguments("rss is pairs of seconds and bytes") from None
+    stderr, crash = given.get("stderr", ""), given.get("crash", "")
+    if type(stderr) is not str or type(crash) is not str:
+        raise BadArguments("stderr and crash are texts")
+    return Evidence(rss=rss[-MAX_SAMPLES:], stderr=stderr[-MAX_EVIDENCE:], crash=crash[:MAX_EVIDENCE])
 
 
 def check_worker(worker: WorkerInfo, held: Sequence[tuple[int, int]]) -> None:

@@ -1,14 +1,21 @@
-"""The verbs about records: find those that are meant, whatever state they are in."""
+"""The verbs about records: find those that are meant, look at what became of a task, begin it anew, drop it.
+
+Records that are over lie in the store only. Who changes one reads it first, without the queue's lock; the lock
+``_finals`` sees to it that nobody else changes or deletes it meanwhile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskq import where as conditions
+from taskq.errors import BadArguments, TaskNotFound
+from taskq.queue import task_log
 from taskq.queue.core import QueueCore
+from taskq.queue.history import attempts
 from taskq.queue.limits import check_number
-from taskq.queue.task import slim, state_named
+from taskq.queue.task import CANCELLED, FAILED, State, TaskRow, slim, state_named
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Found
 
 PIECES = 20
@@ -40,3 +47,51 @@ class RecordVerbs(QueueCore):
             if not below:
                 break
         return Found(found, below)
+
+    def history(self, id: int) -> Sequence[dict[str, Any]]:
+        """What became of the last attempts at a task."""
+        check_number("id", id)
+        self._write_out()
+        row = self._store.slim([id]).get(id)
+        if row is None:
+            raise TaskNotFound(f"there is no task {id}")
+        return attempts(row, self._store.attempts(id))
+
+    def requeue(self, ids: Sequence[int]) -> Sequence[str]:
+        """Let failed and cancelled tasks begin anew."""
+        self._check_ids(ids)
+        with self._finals:
+            self._write_out()
+            rows = self._store.slim(ids)
+            again = [row for row in rows.values() if row.state in (FAILED, CANCELLED)]
+            with self._lock:
+                self._refuse_if_shut()
+                again = [row for row in again if row.id not in self._state.tasks]
+                labels = {**self._labels(rows), **{row.id: "requeued" for row in again}}
+                self._finish(self._state.requeue(again, self._now()), durable=True)
+        task_log.say(self._lines)
+        return [labels.get(id, "unknown") for id in ids]
+
+    def drop(self, ids: Sequence[int]) -> Sequence[str]:
+        """Delete the records of failed tasks."""
+        self._check_ids(ids)
+        with self._finals:
+            self._write_out()
+            gone = self._store.delete(ids, [FAILED], self._clock.wall())
+            rows = self._store.slim(ids)
+        with self._lock:
+            self._state.figures.final[FAILED] -= len(gone)
+            labels = {**self._labels(rows), **dict.fromkeys(gone, "dropped")}
+        return [labels.get(id, "unknown") for id in ids]
+
+    def _labels(self, rows: Mapping[int, TaskRow]) -> dict[int, str]:
+        """The states of these tasks; memory knows better than the store."""
+        live = self._state.tasks
+        return {id: (live[id].state if id in live else State(row.state)).label for id, row in rows.items()}
+
+    @staticmethod
+    def _check_ids(ids: Sequence[int]) -> None:
+        if len(ids) > MAX_BATCH:
+            raise BadArguments(f"at most {MAX_BATCH:,} ids in one call")
+        for id in ids:
+            check_number("id", id)

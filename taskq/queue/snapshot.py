@@ -127,7 +127,7 @@ def _recent(task: Task) -> dict[str, Any]:
 
 def _unserved(state: QueueState) -> list[dict[str, Any]]:
     pending: dict[str, int] = {}
-    for shelf in state.ready.shelves.values():
+    for shelf in (*state.ready.shelves.values(), *state.suspects.shelves.values()):
         if shelf.pending and not state.leases.offers.get(shelf.type):
             pending[shelf.type] = pending.get(shelf.type, 0) + shelf.pending
     return [

@@ -20,20 +20,23 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
+from typing import Any
 
 from taskq.config import QueueSettings
-from taskq.queue.admission import full, kinds, record, resolve_keys
+from taskq.queue.admission import afresh, full, kinds, record, resolve_keys
 from taskq.queue.changes import Accepted, Changes
 from taskq.queue.expiry import Expiry, expired
 from taskq.queue.figures import Figures
+from taskq.queue.history import ended
 from taskq.queue.leases import SILENT_KEPT, Leases, Moment, Worker, owned
 from taskq.queue.lifecycle import Event, next_state
 from taskq.queue.ready import Ready, oldest
 from taskq.queue.retry import MAX_DEATHS, death_delay, retry_delay
 from taskq.queue.schedule import Schedule
+from taskq.queue.suspects import Suspects, verdict
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, Task, TaskError, TaskRow, from_row
 from taskq.queue.uniqueness import Uniqueness
-from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Report, WorkerInfo
+from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Evidence, Report, WorkerInfo
 from taskq.stores.base import KeyRow, UniqueRow
 
 RUNS_PER_EPOCH = 2**40
@@ -61,6 +64,7 @@ class QueueState:
         self.leases = Leases(settings.lease)
         self.figures = Figures()
         self.schedule = Schedule()
+        self.suspects = Suspects()
         self.uniqueness = Uniqueness()
         self._next_run = epoch * RUNS_PER_EPOCH + 1
         self._kept_below = 0
@@ -97,6 +101,8 @@ class QueueState:
             (self.kept_expiry if self._is_kept(task) else self.expiry).push(task)
 
     def _shelves(self, task: Task) -> Ready:
+        if task.deaths:
+            return self.suspects
         return self.kept_back if self.kept_back is not None and self._is_kept(task) else self.ready
 
     def _is_kept(self, task: Task) -> bool:
@@ -120,7 +126,9 @@ class QueueState:
             self.tasks[task.id] = task
             counts[task.queue, task.state] += 1
             if task.state is RUNNING:
-                self._worker_of(task, now).running[task.id] = task
+                worker = self._worker_of(task, now)
+                worker.running[task.id] = task
+                worker.alone = worker.alone or task.deaths > 0
             else:
                 self._settle(task, loaded)
         for (queue, state), count in counts.items():
@@ -152,9 +160,7 @@ class QueueState:
         taken = set(existing)
         fresh = [position for position in range(len(items)) if position not in taken]
         counts = Counter(items[position].terms.queue for position in fresh)
-        for queue, count in counts.items():
-            if self.figures.queues[queue].waiting() + count > self.settings.max_pending:
-                raise full(queue, self.figures.queues[queue].waiting(), self.oldest_pending(now).get(queue))
+        self._refuse_if_full(counts, now)
         for queue, count in counts.items():
             self.figures.submitted(queue, count, now.mono)
         self.next_id += len(items)
@@ -173,9 +179,23 @@ class QueueState:
         self.uniqueness.add(uniques)
         return Accepted(ids, existing, keys, changes, uniques)
 
+    def _refuse_if_full(self, counts: Mapping[str, int], now: Moment) -> None:
+        for queue, count in counts.items():
+            if self.figures.queues[queue].waiting() + count > self.settings.max_pending:
+                raise full(queue, self.figures.queues[queue].waiting(), self.oldest_pending(now).get(queue))
+
+    def requeue(self, rows: Sequence[TaskRow], now: Moment) -> Changes:
+        """Failed or cancelled tasks, as the store gave them without payload, begin anew. Raises `QueueFull`."""
+        changes = Changes()
+        self._refuse_if_full(Counter(row.queue for row in rows), now)
+        for row in rows:
+            task = self.tasks[row.id] = afresh(row, now.wall)
+            self._move(task, Event.REQUEUE, changes)
+        return changes
+
     def oldest_pending(self, now: Moment) -> dict[str, float]:
         """For each queue with pending tasks: how many seconds the one that came first has waited."""
-        return oldest([self.ready, *([self.kept_back] if self.kept_back else [])], now.wall)
+        return oldest([self.ready, self.suspects, *([self.kept_back] if self.kept_back else [])], now.wall)
 
     def cancel(self, task_id: int, now: Moment) -> tuple[State | None, Changes]:
         """Cancel a task that is alive; gives its state now, None when it is not here (final and stored, or unknown).
@@ -237,6 +257,7 @@ class QueueState:
             self.tasks[task_id] = task = twin
         task.run, task.worker, task.worker_name = run, worker.incarnation, worker.name
         worker.running[task_id] = task
+        worker.alone = worker.alone or task.deaths > 0
         changes.written.append(task)
         return True
 
@@ -250,12 +271,21 @@ class QueueState:
         changes = Changes()
         if not worker.may_reserve(now.mono, self.leases.heartbeat):
             return [], changes
+        if self.suspects.shelves and slots and not worker.running and self.kept_back is None:
+            alone = self.suspects.next_for(worker)
+            if alone:
+                return self._hand_out(worker, alone, now, changes)
+        if worker.alone:
+            return [], changes
         shelves = self.ready.serving(worker.queues, worker.types)
         share = -(-sum(shelf.pending for shelf in shelves) // (waiting + 1))
         taken = self.ready.take(shelves, min(slots, share))
         if extra and len(taken) == slots < share:
             quick = [shelf for shelf in shelves if shelf.type in fast]
             taken += self.ready.take(quick, min(extra, share - slots))
+        return self._hand_out(worker, taken, now, changes)
+
+    def _hand_out(self, worker: Worker, taken: list[Task], now: Moment, changes: Changes) -> tuple[list[Task], Changes]:
         running = next_state(PENDING, Event.RESERVE)
         for run, task in enumerate(taken, self._next_run):
             task.state = running
@@ -296,6 +326,9 @@ class QueueState:
                 refused.append(position)
         if acked:
             self._complete(worker, acked, now, changes)
+        if worker.alone and not worker.running:
+            worker.alone = False
+            changes.recall.append(worker.incarnation)
         return refused, changes
 
     def _complete(self, worker: Worker, acked: Sequence[tuple[Task, Report]], now: Moment, changes: Changes) -> None:
@@ -336,24 +369,37 @@ class QueueState:
             self.figures.totals["retried"] += 1
         self._take_from(worker, task, Event.RETRY, now, changes)
 
-    def _take_from(self, worker: Worker, task: Task, event: Event, now: Moment, changes: Changes) -> None:
+    def _take_from(
+        self, worker: Worker, task: Task, event: Event, now: Moment, changes: Changes, death: Any = None
+    ) -> None:
         """A run is over: whatever would lead to another attempt ends a task that is to be cancelled."""
         del worker.running[task.id]
         if worker.progress:
             worker.progress.pop(task.id, None)
+        began, error = event is not Event.GIVE_BACK, None if event is Event.SNOOZE else task.error
         if task.cancel_requested and next_state(task.state, event) not in FINAL:
             event = Event.CANCELLED
             task.finished_at = now.wall
+        if began:
+            changes.attempts.append(ended(task, event, error, now.wall, death))
         self._move(task, event, changes)
 
     def worker_gone(
-        self, worker: Worker, how: str, started: Mapping[int, int] | None, now: Moment, *, counts: bool
+        self,
+        worker: Worker,
+        how: str,
+        started: Mapping[int, int] | None,
+        now: Moment,
+        *,
+        counts: bool,
+        evidence: Evidence | None = None,
     ) -> Changes:
         """A worker process is dead or its leases are over: its tasks go back.
 
         What had ``started`` ((task: run); None: unknown, so all) counts a death, if ``counts``; the rest goes back at
         once.
         """
+        death = {"how": how, **(evidence or {})}
         changes = Changes()
         for task in list(worker.running.values()):
             began = started is None or started.get(task.id) == task.run
@@ -361,15 +407,13 @@ class QueueState:
                 self._take_from(worker, task, Event.GIVE_BACK, now, changes)
                 continue
             task.deaths += 1
+            task.error = verdict(task, worker, death)
             if task.deaths >= MAX_DEATHS:
-                message = f"its worker process died {task.deaths} times under it, the last time by {how}"
-                task.error = TaskError("poisoned", "", message)
                 task.finished_at = now.wall
-                self._take_from(worker, task, Event.POISON, now, changes)
+                self._take_from(worker, task, Event.POISON, now, changes, death)
             else:
-                task.error = TaskError("died", "", f"worker process {worker.name} ended by {how}")
                 task.due_at = now.wall + death_delay(task.deaths)
-                self._take_from(worker, task, Event.DEATH, now, changes)
+                self._take_from(worker, task, Event.DEATH, now, changes, death)
         return changes
 
     # -- time
@@ -386,7 +430,13 @@ class QueueState:
         self.leases.forget_silent_pools(now.mono)
         if self.kept_back is not None and (now.mono >= self._kept_until or not self.leases.expected()):
             done.append(self._release())
+        if self.kept_back is None:
+            kept = self.suspects.keep(self.leases.workers.values(), lambda one: self._may_reserve(one, now))
+            done.append(Changes(recall=[worker.incarnation for worker in kept]))
         return done
+
+    def _may_reserve(self, worker: Worker, now: Moment) -> bool:
+        return worker.may_reserve(now.mono, self.leases.heartbeat)
 
     def _follow_wall_clock(self, now: Moment) -> Changes:
         """When the wall clock is set, the pauses of tasks that ran before stay as long as they were."""

@@ -10,7 +10,7 @@ from taskq.queue import task_log
 from taskq.queue.changes import Changes
 from taskq.queue.core import QueueCore
 from taskq.queue.leases import Worker
-from taskq.queue.limits import check_number, check_reports, check_seconds, check_worker
+from taskq.queue.limits import check_number, check_reports, check_seconds, check_worker, fitting_evidence
 from taskq.queue.task import Task
 from taskq.service import (
     GIVE_BACK,
@@ -20,6 +20,7 @@ from taskq.service import (
     Attached,
     BeatReply,
     ChildInfo,
+    Evidence,
     Handout,
     PoolInfo,
     Report,
@@ -55,16 +56,23 @@ class WorkerVerbs(QueueCore):
         return worker is not None and not self._may_reserve(worker)
 
     def child_died(
-        self, pool: str, incarnation: str, how: str, started: Sequence[tuple[int, int]], counts: bool
+        self,
+        pool: str,
+        incarnation: str,
+        how: str,
+        started: Sequence[tuple[int, int]],
+        counts: bool,
+        evidence: Evidence,
     ) -> None:
         """A worker process is gone for certain."""
+        known = fitting_evidence(evidence)
         with self._lock:
             worker = self._state.leases.remove(incarnation, dead=True)
             if worker is None:
                 self._commit.settle(self._commit.mark)  # it may be a repetition of the call that is being written
                 return
             begun = {int(task_id): int(run) for task_id, run in started}
-            changes = self._state.worker_gone(worker, how, begun, self._now(), counts=counts)
+            changes = self._state.worker_gone(worker, how, begun, self._now(), counts=counts, evidence=known)
             changes.left.append(incarnation)
             self._waiting.recall(incarnation)
             self._finish(changes, durable=True)
@@ -131,6 +139,8 @@ class WorkerVerbs(QueueCore):
                 rivals = self._waiting.rivals(self._state.ready.serving(worker.queues, worker.types))
                 tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, now)
                 if tasks:
+                    if called is not None and worker.alone:  # it was called for another one
+                        self._waiting.hand_on(called)
                     break
                 if called is not None and not self._may_reserve(called):
                     self._waiting.hand_on(called)

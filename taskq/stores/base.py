@@ -21,6 +21,9 @@ from taskq.queue.task import State, TaskChange, TaskRow
 INLINE_PAYLOAD = 64
 """Bytes: payloads up to this size are loaded with their task at start; larger ones rest until it is handed out."""
 
+KEEP_ATTEMPTS = 10
+"""Attempts of a task that are kept, the newest ones."""
+
 KEEP_CALLS = 24 * 3600.0
 """Seconds that a submit call, and the key of a purged task, stay known."""
 
@@ -84,6 +87,24 @@ class QueueRow(NamedTuple):
     max_running: int | None = None
 
 
+class AttemptRow(NamedTuple):
+    """An attempt at a task that did not complete it; see `taskq.queue.history`.
+
+    Times are wall seconds. ``death``: JSON text, what is known of the end of the worker process, if that was the end.
+    """
+
+    id: int
+    run: int
+    worker: str | None
+    started_at: float | None
+    ended_at: float
+    outcome: str
+    type: str
+    message: str
+    traceback: str
+    death: str | None
+
+
 @dataclass
 class Batch:
     """Everything that one transaction writes.
@@ -100,6 +121,7 @@ class Batch:
     joined: list[WorkerRow] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     queues: list[QueueRow] = field(default_factory=list)
+    attempts: list[AttemptRow] = field(default_factory=list)
     next_id: int = 1
     totals: dict[str, int] = field(default_factory=dict)
     uniques: list[UniqueRow] = field(default_factory=list)
@@ -167,6 +189,10 @@ class Store(Protocol):
         """The whole records, payload and result included, by id; unknown ids are left out."""
         ...
 
+    def slim(self, ids: Sequence[int]) -> dict[int, TaskRow]:
+        """The records without payload and result, by id; unknown ids are left out."""
+        ...
+
     def select(
         self, *, states: Iterable[State] = (), type: str | None = None, queue: str | None = None, limit: int = 50
     ) -> list[TaskRow]:
@@ -177,6 +203,10 @@ class Store(Protocol):
         """Up to ``limit`` records without payload and result, newest first, of ids under ``below`` (0: from the newest
         on); and where to go on, 0 at the end. No states = all. Looks at a bounded part, so that nobody waits long.
         """
+        ...
+
+    def attempts(self, id: int) -> list[AttemptRow]:
+        """The last `KEEP_ATTEMPTS` attempts that were written of this task, oldest first."""
         ...
 
     def last_seq(self, client: int) -> int:
@@ -204,6 +234,12 @@ class Store(Protocol):
         their unique values with their windows.
 
         Gives the number deleted by state; empty when nothing is left to delete. Final states only.
+        """
+        ...
+
+    def delete(self, ids: Sequence[int], states: Iterable[State], now: float) -> list[int]:
+        """Delete those of these records that are in one of these (final) states; gives their ids. As in `purge` their
+        keys expire 24 h later.
         """
         ...
 

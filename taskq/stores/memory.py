@@ -15,7 +15,9 @@ from taskq.errors import StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
 from taskq.stores.base import (
     INLINE_PAYLOAD,
+    KEEP_ATTEMPTS,
     KEEP_CALLS,
+    AttemptRow,
     Batch,
     CallRow,
     KeyRow,
@@ -52,6 +54,7 @@ class MemoryStore:
         self._types: dict[TypeRow, None] = {}
         self._workers: dict[str, WorkerRow] = {}
         self._queues: dict[str, QueueRow] = {}
+        self._attempts: dict[int, dict[int, AttemptRow]] = {}
 
     def open(self) -> Opened:
         """Begin another epoch. Raises `StoreLocked` when it is open already."""
@@ -112,6 +115,7 @@ class MemoryStore:
                 self._workers.pop(incarnation, None)
             for rules in batch.queues:
                 self._queues[rules.name] = rules
+            self._keep(batch.attempts)
             self._next_id = batch.next_id
             self._totals = dict(batch.totals)
 
@@ -119,6 +123,13 @@ class MemoryStore:
         self._rows[row.id] = row
         if row.state in FINAL and row.finished_at is not None:
             heapq.heappush(self._ages[State(row.state)], (row.finished_at, row.id))
+
+    def _keep(self, attempts: Iterable[AttemptRow]) -> None:
+        for attempt in attempts:
+            kept = self._attempts.setdefault(attempt.id, {})
+            kept[attempt.run] = attempt
+            while len(kept) > KEEP_ATTEMPTS:
+                del kept[min(kept)]
 
     def has_space(self) -> bool:
         """Always: memory is bounded by the limits of the queue."""
@@ -132,6 +143,10 @@ class MemoryStore:
         """See `Store.get`."""
         with self._mutex:
             return {id: self._rows[id] for id in ids if id in self._rows}
+
+    def slim(self, ids: Sequence[int]) -> dict[int, TaskRow]:
+        """See `Store.slim`."""
+        return {id: row._replace(payload=None, result=None) for id, row in self.get(ids).items()}
 
     def select(
         self, *, states: Iterable[State] = (), type: str | None = None, queue: str | None = None, limit: int = 50
@@ -159,6 +174,11 @@ class MemoryStore:
                 if not wanted or self._rows[id].state in wanted:
                     found.append(self._rows[id]._replace(payload=None, result=None))
         return found, 0
+
+    def attempts(self, id: int) -> list[AttemptRow]:
+        """See `Store.attempts`."""
+        with self._mutex:
+            return [attempt for _, attempt in sorted(self._attempts.get(id, {}).items())]
 
     def last_seq(self, client: int) -> int:
         """See `Store.last_seq`."""
@@ -202,13 +222,27 @@ class MemoryStore:
                     row = self._rows.get(id)
                     if row is None or row.state != state or row.finished_at != finished_at:
                         continue
-                    del self._rows[id]
+                    self._drop(row, now)
                     gone[state] += 1
-                    if row.key is not None and row.key in self._keys and self._keys[row.key].id == id:
-                        self._key_ends[row.key] = now + KEEP_CALLS
-                    if id in self._uniques:
-                        self._unique_ends[id] = self._uniques[id].until or 0.0
         return dict(gone)
+
+    def _drop(self, row: TaskRow, now: float) -> None:
+        del self._rows[row.id]
+        self._attempts.pop(row.id, None)
+        if row.key is not None and row.key in self._keys and self._keys[row.key].id == row.id:
+            self._key_ends[row.key] = now + KEEP_CALLS
+        if row.id in self._uniques:
+            self._unique_ends[row.id] = self._uniques[row.id].until or 0.0
+
+    def delete(self, ids: Sequence[int], states: Iterable[State], now: float) -> list[int]:
+        """See `Store.delete`."""
+        wanted = FINAL.intersection(states)
+        with self._mutex:
+            doomed = [self._rows[id] for id in dict.fromkeys(ids) if id in self._rows]
+            doomed = [row for row in doomed if row.state in wanted]
+            for row in doomed:
+                self._drop(row, now)
+        return [row.id for row in doomed]
 
     def prune(self, now: float) -> None:
         """See `Store.prune`."""

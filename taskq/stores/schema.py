@@ -25,7 +25,7 @@ from typing import Any
 
 from taskq.errors import ConfigError
 from taskq.queue.task import TaskChange, TaskRow
-from taskq.stores.base import INLINE_PAYLOAD, UniqueRow
+from taskq.stores.base import INLINE_PAYLOAD, KEEP_ATTEMPTS, AttemptRow, UniqueRow
 
 APPLICATION_ID = 0x7461736B
 """``task``, in the file's header: tells our files from other SQLite databases."""
@@ -58,6 +58,10 @@ _UNIQUES = (
     "CREATE INDEX uniqueness_until ON uniqueness (until) WHERE until IS NOT NULL AND twin IS NULL",
     "CREATE INDEX uniqueness_expires ON uniqueness (expires) WHERE expires IS NOT NULL",
 )
+_ATTEMPT = (
+    "CREATE TABLE attempt (id INT, run INT, worker TEXT, started_at REAL, ended_at REAL, outcome TEXT, type TEXT,"
+    " message TEXT, traceback TEXT, death TEXT, PRIMARY KEY (id, run)) WITHOUT ROWID"
+)
 TABLES = (
     "CREATE TABLE store (id INTEGER PRIMARY KEY, store_id INT, epoch INT, next_id INT, totals TEXT)",
     "CREATE TABLE task (id INTEGER PRIMARY KEY, type TEXT, queue TEXT, payload BLOB, priority INT, max_retries INT,"
@@ -77,12 +81,14 @@ TABLES = (
     "CREATE TABLE type (name TEXT, info TEXT, PRIMARY KEY (name, info))",
     _QUEUE,
     *_UNIQUES,
+    _ATTEMPT,
 )
 
 UPGRADES: dict[int, tuple[str, ...]] = {
     1: (
         _QUEUE,
         *_UNIQUES,
+        _ATTEMPT,
         "ALTER TABLE task ADD COLUMN terms_more TEXT",
     ),
 }
@@ -142,6 +148,9 @@ _KEY = ("key", "id", "digest", "expires")
 INSERT_KEY = Insert("key", _KEY, _replacing(_KEY[1:], "key"))
 INSERT_UNIQUE = Insert("uniqueness", ("id", "value", "at", "until", "twin", "expires"))
 
+_ATTEMPT_COLUMNS = AttemptRow._fields
+INSERT_ATTEMPT = Insert("attempt", _ATTEMPT_COLUMNS, _replacing(_ATTEMPT_COLUMNS[2:], "id, run"))
+
 _IDS = "(SELECT value FROM json_each(?))"
 _COLUMNS = [f"t.{name}" for name in _FIELDS]
 _whole = list(_COLUMNS)
@@ -160,6 +169,8 @@ _slim[_PAYLOAD] = _slim[_RESULT] = "NULL"
 SELECT = f"SELECT {', '.join(_whole)} FROM task t"
 """Whole records, for `task_row`."""
 GET = f"{SELECT} WHERE t.id IN {_IDS}"
+_SELECT_SLIM = f"SELECT {', '.join(_slim)} FROM task t"
+GET_SLIM = f"{_SELECT_SLIM} WHERE t.id IN {_IDS}"
 LIVE = (
     f"SELECT {', '.join(_light[: _RUN + 1])} FROM task t INDEXED BY live"
     f" WHERE t.state < {FIRST_FINAL} AND t.id > ? ORDER BY t.id LIMIT ?"
@@ -171,17 +182,28 @@ LIVE_RUNS = (
 )
 PAYLOADS = f"SELECT group_concat(id || ' ' || hex(payload)) FROM task WHERE id IN {_IDS} AND typeof(payload) = 'blob'"
 """All small payloads as one value, for the reason given at the top: ``id hex,id hex,…``."""
+ATTEMPTS = f"SELECT {', '.join(_ATTEMPT_COLUMNS)} FROM attempt WHERE id = ? ORDER BY run"
+OLD_ATTEMPTS = (
+    "DELETE FROM attempt WHERE (id, run) IN (SELECT id, run FROM (SELECT id, run, row_number() OVER"
+    f" (PARTITION BY id ORDER BY run DESC) AS nth FROM attempt WHERE id IN {_IDS}) WHERE nth > {KEEP_ATTEMPTS})"
+)
+"""Deletes what is too much of these tasks' attempts."""
 LARGE_PAYLOADS = f"SELECT id, data FROM payload WHERE id IN {_IDS}"
 
 OLDEST = (
     "SELECT json_group_array(id) FROM (SELECT id FROM task"
     f" WHERE state >= {FIRST_FINAL} AND state = ? AND finished_at < ? ORDER BY finished_at LIMIT ?)"
 )
+AMONG = (
+    f"SELECT json_group_array(id) FROM task WHERE id IN {_IDS} AND state >= {FIRST_FINAL}"
+    " AND state IN (SELECT value FROM json_each(?))"
+)
+"""Which of these records are in one of these final states."""
 EXPIRE_KEYS = (
     "UPDATE key SET expires = ? WHERE key IN"
     f" (SELECT t.key FROM task t WHERE t.id IN {_IDS} AND t.key IS NOT NULL) AND id IN {_IDS}"
 )
-DELETES = tuple(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("task", "payload", "result"))
+DELETES = tuple(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("task", "payload", "result", "attempt"))
 OLD_CALLS = "DELETE FROM call WHERE (client, seq) IN (SELECT client, seq FROM call WHERE at < ? ORDER BY at LIMIT ?)"
 OLD_KEYS = (
     "DELETE FROM key WHERE key IN"
@@ -237,7 +259,7 @@ def scan(states: Iterable[int]) -> str:
     """The statement that gives the records among ids (from, to) without what may be large, newest first, limited."""
     wanted = ", ".join(str(int(state)) for state in sorted(set(states)))
     among = f" AND t.state IN ({wanted})" if wanted else ""
-    return f"SELECT {', '.join(_slim)} FROM task t WHERE t.id BETWEEN ? AND ?{among} ORDER BY t.id DESC LIMIT ?"
+    return f"{_SELECT_SLIM} WHERE t.id BETWEEN ? AND ?{among} ORDER BY t.id DESC LIMIT ?"
 
 
 @dataclass

@@ -29,7 +29,18 @@ from typing import Any, TypeVar
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
 from taskq.stores import schema
-from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, Opened, QueueRow, TypeRow, UniqueRow, WorkerRow
+from taskq.stores.base import (
+    KEEP_CALLS,
+    AttemptRow,
+    Batch,
+    CallRow,
+    KeyRow,
+    Opened,
+    QueueRow,
+    TypeRow,
+    UniqueRow,
+    WorkerRow,
+)
 from taskq.stores.disk import LockFile, Reserve, free_space, make_file
 
 FREE_MARK = 64 * 2**20
@@ -219,14 +230,23 @@ class SqliteStore:
                 ids = _single(db, schema.OLDEST, (state, finished_before, limit - gone.total()))
                 gone[state] = len(json.loads(ids))
                 if gone[state]:
-                    db.execute(schema.EXPIRE_KEYS, (now + KEEP_CALLS, ids, ids))
-                    db.execute(schema.EXPIRE_UNIQUES, (ids,))
-                    for delete in schema.DELETES:
-                        db.execute(delete, (ids,))
+                    _delete(db, ids, now)
 
         with self._mutex:
             self._commit(statements)
         return {state: count for state, count in gone.items() if count}
+
+    def delete(self, ids: Sequence[int], states: Iterable[State], now: float) -> list[int]:
+        """See `Store.delete`."""
+        asked = json.dumps(list(ids)), json.dumps([int(state) for state in states])
+
+        def statements(db: sqlite3.Connection) -> list[int]:
+            gone = _single(db, schema.AMONG, asked)
+            _delete(db, gone, now)
+            return list(json.loads(gone))
+
+        with self._mutex:
+            return self._commit(statements)
 
     def prune(self, now: float) -> None:
         """See `Store.prune`."""
@@ -276,6 +296,10 @@ class SqliteStore:
         """See `Store.get`."""
         return {row[0]: schema.task_row(row) for row in self._read(schema.GET, (json.dumps(list(ids)),))}
 
+    def slim(self, ids: Sequence[int]) -> dict[int, TaskRow]:
+        """See `Store.slim`."""
+        return {row[0]: schema.task_row(row) for row in self._read(schema.GET_SLIM, (json.dumps(list(ids)),))}
+
     def select(
         self, *, states: Iterable[State] = (), type: str | None = None, queue: str | None = None, limit: int = 50
     ) -> list[TaskRow]:
@@ -299,6 +323,10 @@ class SqliteStore:
         rows = self._read(schema.scan(states), (top - _SCAN + 1, top, limit))
         done = rows[-1][0] if len(rows) == limit else top - _SCAN + 1
         return list(map(schema.task_row, rows)), done if done > first else 0
+
+    def attempts(self, id: int) -> list[AttemptRow]:
+        """See `Store.attempts`."""
+        return [AttemptRow(*row) for row in self._read(schema.ATTEMPTS, (id,))]
 
     def last_seq(self, client: int) -> int:
         """See `Store.last_seq`."""
@@ -361,6 +389,14 @@ def _transaction(db: sqlite3.Connection, statements: Callable[[sqlite3.Connectio
     return result
 
 
+def _delete(db: sqlite3.Connection, ids: str, now: float) -> None:
+    """Delete these records (a JSON list of ids) and what belongs to them."""
+    db.execute(schema.EXPIRE_KEYS, (now + KEEP_CALLS, ids, ids))
+    db.execute(schema.EXPIRE_UNIQUES, (ids,))
+    for delete in schema.DELETES:
+        db.execute(delete, (ids,))
+
+
 def _free_pages(db: sqlite3.Connection) -> None:
     for _ in range(_SHRUNK):  # Python makes one step of a statement without a result, and a step frees one page
         db.execute("PRAGMA incremental_vacuum(1)")
@@ -408,6 +444,9 @@ def _write_rare(db: sqlite3.Connection, batch: Batch) -> None:
         db.executemany("INSERT OR REPLACE INTO worker VALUES (?, ?, ?, ?, ?)", batch.joined)
     if batch.left:
         db.executemany("DELETE FROM worker WHERE incarnation = ?", [(incarnation,) for incarnation in batch.left])
+    if batch.attempts:
+        _insert(db, schema.INSERT_ATTEMPT, batch.attempts)
+        db.execute(schema.OLD_ATTEMPTS, (json.dumps(sorted({attempt.id for attempt in batch.attempts})),))
     if batch.queues:
         db.executemany("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?)", batch.queues)
 

@@ -19,6 +19,7 @@ from taskq.service import (
     Attached,
     BeatReply,
     ChildInfo,
+    Evidence,
     Finished,
     Found,
     Handout,
@@ -113,6 +114,18 @@ class RemoteQueue:
         """Cancel tasks."""
         return cast("Sequence[str]", self._call("cancel", ids))
 
+    def history(self, id: int) -> Sequence[dict[str, Any]]:
+        """The last attempts at a task."""
+        return cast("Sequence[dict[str, Any]]", self._call("history", id))
+
+    def requeue(self, ids: Sequence[int]) -> Sequence[str]:
+        """Let failed and cancelled tasks begin anew."""
+        return cast("Sequence[str]", self._call("requeue", ids))
+
+    def drop(self, ids: Sequence[int]) -> Sequence[str]:
+        """Delete the records of failed tasks."""
+        return cast("Sequence[str]", self._call("drop", ids))
+
     def purge(self, states: Sequence[str], older_s: float) -> int:
         """Delete final records."""
         return cast(int, self._call("purge", states, older_s))
@@ -124,10 +137,16 @@ class RemoteQueue:
         return cast(BeatReply, self._call("beat", pool, children))
 
     def child_died(
-        self, pool: str, incarnation: str, how: str, started: Sequence[tuple[int, int]], counts: bool
+        self,
+        pool: str,
+        incarnation: str,
+        how: str,
+        started: Sequence[tuple[int, int]],
+        counts: bool,
+        evidence: Evidence,
     ) -> None:
         """A worker process is gone for certain."""
-        self._call("child_died", pool, incarnation, how, started, counts)
+        self._call("child_died", pool, incarnation, how, started, counts, evidence)
 
     def leave(self, pool: str) -> None:
         """The pool is over."""

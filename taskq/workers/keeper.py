@@ -19,7 +19,7 @@ from taskq.clock import Clock
 from taskq.config import Join
 from taskq.errors import BadArguments, Malformed, ManagerUnavailable, StaleRun, TaskqError
 from taskq.pauses import Pauses
-from taskq.service import ChildInfo, Connection, PoolInfo
+from taskq.service import ChildInfo, Connection, Evidence, PoolInfo
 
 LOOK = 2.0
 """Seconds between two questions whether the manager is there. Each wakes a thread here twice, for the question and for
@@ -35,6 +35,7 @@ class Death(NamedTuple):
     how: str
     started: Sequence[tuple[int, int]]
     counts: bool
+    evidence: Evidence
 
 
 class Keeper:

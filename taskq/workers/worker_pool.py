@@ -227,7 +227,7 @@ class WorkerPool:
     def _report_death(self, child: Child, code: int, *, counts: bool, asked: bool) -> None:
         guilty, crash = child.autopsy()
         started = [(one.id, one.run) for one in guilty]
-        self._keeper.died(Death(child.incarnation, how(code), started, counts))
+        self._keeper.died(Death(child.incarnation, how(code), started, counts, {"crash": crash} if crash else {}))
         if asked and not started:
             return
         doing = ", ".join(f"{one.type} {one.id}" for one in guilty)

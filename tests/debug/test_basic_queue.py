@@ -386,7 +386,7 @@ def test_a_former_session_of_a_worker_is_over(desk: Desk) -> None:
 def test_what_a_dead_worker_had_not_begun_goes_back_at_once(desk: Desk) -> None:
     begun, waiting = desk.submit(b"a", b"b", max_retries=0)
     tasks = {task.id: task for task in desk.reserve()}
-    desk.queue.child_died("pool-of-one", "one", "signal 9", [(begun, tasks[begun].run)], True)
+    desk.queue.child_died("pool-of-one", "one", "signal 9", [(begun, tasks[begun].run)], True, {})
     assert desk.state(begun) == "scheduled"  # a death, not a failure: it is tried again all the same
     assert desk.state(waiting) == "pending"
 
@@ -400,7 +400,7 @@ def test_a_task_that_kills_its_workers_is_poisoned_after_three(desk: Desk) -> No
         desk.queue.tick()
         session = desk.join(name)  # fresh heartbeat after the time that has passed
         [task] = desk.queue.reserve(name, session, 1, 0, (), 0).tasks
-        desk.queue.child_died(f"pool-of-{name}", name, "signal 11", [(id, task.run)], True)
+        desk.queue.child_died(f"pool-of-{name}", name, "signal 11", [(id, task.run)], True, {})
     outcome = desk.queue.result(id)
     assert (outcome.state, outcome.deaths, outcome.error and outcome.error[0]) == ("failed", 3, "poisoned")
 
@@ -675,7 +675,7 @@ def test_after_a_restart_tasks_wait_for_the_workers_that_are_still_there(make_de
     if end == "goodbye":
         desk.queue.detach("one", desk.session)
     elif end == "death":
-        desk.queue.child_died("pool-of-one", "one", "signal 9", (), True)
+        desk.queue.child_died("pool-of-one", "one", "signal 9", (), True, {})
     elif end == "pool":
         desk.queue.leave("pool-of-one")
     store = desk.queue._store

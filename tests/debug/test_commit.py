@@ -222,9 +222,9 @@ def test_a_death_that_is_told_again_is_on_disk_before_the_reply(
     while store.entered.acquire(blocking=False):
         pass
     store.gate.clear()
-    told = [threads.submit(queue.child_died, "pool", "w", "signal 9", (), True)]
+    told = [threads.submit(queue.child_died, "pool", "w", "signal 9", (), True, {})]
     assert store.entered.acquire(timeout=10)
-    told += [threads.submit(queue.child_died, "pool", "w", "signal 9", (), True)]
+    told += [threads.submit(queue.child_died, "pool", "w", "signal 9", (), True, {})]
     assert not wait(told, timeout=0.1).done
     store.gate.set()
     for call in told:
@@ -314,7 +314,7 @@ def test_a_session_that_ends_while_its_hand_out_waits_for_the_disk_gets_nothing(
     reserve = threads.submit(queue.reserve, "w", session, 1, 0, (), 10.0)
     until(lambda: queue._state.leases.workers["w"].running)
     if end == "dead":
-        ending = threads.submit(queue.child_died, "pool", "w", "signal 9", (), True)
+        ending = threads.submit(queue.child_died, "pool", "w", "signal 9", (), True, {})
         until(lambda: "w" not in queue._state.leases.workers)
     else:
         ending = threads.submit(join, queue)
@@ -331,7 +331,7 @@ def test_a_task_that_is_purged_before_its_payload_was_read_is_left_out(queue: Jo
 
     class Late(GatedStore):
         def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
-            queue.child_died("pool", "w", "signal 9", (), True)
+            queue.child_died("pool", "w", "signal 9", (), True, {})
             queue.cancel([number])
             assert queue.purge(["cancelled"], 0.0) == 1
             return super().payloads(ids)
@@ -436,7 +436,7 @@ def test_tasks_leave_nothing_for_the_garbage_collector(queue: JobQueue) -> None:
         error = ("error", "E", "m", "t")
         queue.report("w", session, [(NACK, first, tasks[first].run, error, None, 0.1), (SNOOZE, last, 1, 0.1)])
         queue.report("w", session, [(SNOOZE, last, tasks[last].run, 0.0)])
-        queue.child_died("pool", "w", "signal 9", (), False)
+        queue.child_died("pool", "w", "signal 9", (), False, {})
         queue.cancel(range(first, last + 1))
         queue.tick()
         queue.wait([first], 1.0)
@@ -479,7 +479,7 @@ def test_nobody_waits_for_a_line_of_the_log(queue: JobQueue) -> None:
         error = ("error", "E", "m", "t")
         reports = [(NACK, number, tasks[number].run, error, None, 0.1) for number in (first, second)]
         queue.report("w", session, reports)
-        queue.child_died("pool", "w", "signal 9", [(third, tasks[third].run)], True)
+        queue.child_died("pool", "w", "signal 9", [(third, tasks[third].run)], True, {})
         queue.cancel([third])
         queue.tick()
     finally:
@@ -526,7 +526,7 @@ def test_a_backlog_is_shared_only_with_those_who_could_take_from_it(
 def test_a_waiting_reserve_of_a_dead_or_re_attached_worker_ends_with_nothing(
     queue: JobQueue, threads: ThreadPoolExecutor
 ) -> None:
-    for end in (lambda: join(queue), lambda: queue.child_died("pool", "w", "signal 9", (), True)):
+    for end in (lambda: join(queue), lambda: queue.child_died("pool", "w", "signal 9", (), True, {})):
         session = join(queue)
         call = threads.submit(queue.reserve, "w", session, 1, 0, (), 15.0)
         until(lambda: seats(queue))

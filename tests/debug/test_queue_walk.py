@@ -156,6 +156,20 @@ class JobQueueWalk(RuleBasedStateMachine):
         kept = {row["id"] for row in self.queue.list_tasks(state, None, None, 1_000)}
         assert self.queue.purge([state], 0.0) == len(kept)
 
+    @precondition(lambda self: self.final)
+    @rule(data=st.data(), verb=st.sampled_from(["requeue", "requeue", "drop"]))
+    def requeue_or_drop(self, data: st.DataObject, verb: str) -> None:
+        id = data.draw(st.sampled_from(sorted(self.final)))
+        before = self.final[id] if self.store.get([id]) else "unknown"
+        (answer,) = self.queue.requeue([id]) if verb == "requeue" else self.queue.drop([id])
+        if before in (("failed", "cancelled") if verb == "requeue" else ("failed",)):
+            assert answer == ("requeued" if verb == "requeue" else "dropped")
+            if verb == "requeue":
+                del self.final[id]
+                assert not self.store.slim([id])[id].failures
+        else:
+            assert answer == before
+
     @rule(orderly=st.booleans())
     def restart(self, orderly: bool) -> None:
         if orderly:

@@ -51,6 +51,7 @@ class QueueWalk(RuleBasedStateMachine):
         self.keys: dict[str, KeyRow] = {}
         self.uniques: list[UniqueRow] = []
         self.highest_run = 0
+        self.over: set[tuple[int, int]] = set()
         self.workers = 0
         for name in ("w1", "w2"):
             self.join((), TYPES)
@@ -71,6 +72,9 @@ class QueueWalk(RuleBasedStateMachine):
                 self.unsaved.discard(task.id)
             else:
                 self.unsaved.add(task.id)
+        over = {(attempt.id, attempt.run) for attempt in changes.attempts}
+        assert not over & self.over and len(over) == len(changes.attempts), "an attempt was over twice"
+        self.over |= over
         assert {task.id for task in changes.final} == {t.id for t in changes.written if t.state in FINAL}
         for task in changes.final:
             assert task.finished_at == self.wall, "without a time it would never be purged"
@@ -206,9 +210,17 @@ class QueueWalk(RuleBasedStateMachine):
             and not (self.state.kept_back is not None and number < self.state._kept_below)
         ]
         servable.sort(key=lambda number: (-self.wanted[number].terms.priority, number))
+        suspects = [number for number in servable if self.state.tasks[number].deaths]
+        servable = [number for number in servable if number not in suspects]
+        free, alone = not worker.running and self.state.kept_back is None, worker.alone
         tasks, changes = self.state.reserve(worker, slots, extra, ["x"], waiting, self.now)
         if not worker.may_reserve(self.mono, LEASE / 3):
             assert not tasks
+            return
+        if free and suspects:
+            servable, slots, extra, waiting = suspects[:1], 1, 0, 0
+        elif alone:
+            assert not tasks, "it is to be empty, or runs a suspect"
             return
         share = -(-len(servable) // (waiting + 1))
         assert [task.id for task in tasks[:slots]] == servable[: min(slots, share)]

@@ -430,7 +430,7 @@ def test_a_worker_that_was_reported_dead_leaves(bench: Bench) -> None:
     made = bench.worker()
     bench.until(bench.submit("gated", 1), "running")
     (incarnation,) = bench.here.queue._state.leases.workers
-    bench.here.queue.child_died("p", incarnation, "by mistake", [], False)
+    bench.here.queue.child_died("p", incarnation, "by mistake", [], False, {})
     assert made.over.wait(5)
     assert not bench.left()
 
