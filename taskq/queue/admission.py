@@ -10,7 +10,7 @@ from taskq.errors import KeyConflict, QueueFull
 from taskq.layout import duration
 from taskq.queue.idempotency import content_digest
 from taskq.queue.lifecycle import Event, next_state
-from taskq.queue.task import NewTask, Task, TaskRow, Terms, from_row
+from taskq.queue.task import CANCELLED, FAILED, NewTask, Task, TaskRow, Terms, from_row
 from taskq.stores.base import KeyRow
 
 _terms = itemgetter(0)
@@ -68,6 +68,12 @@ def record(id: int, item: NewTask, client: int, wall: float) -> Task:
     if at is not None and at > wall:
         due_at, state = at, _LATER
     return Task(id, terms, payload, key, correlation_id, client, wall, due_at, state)
+
+
+def may_begin_anew(row: TaskRow, wall: float) -> bool:
+    """Whether a task may be requeued: it failed or was cancelled, and would not expire at once."""
+    expires_at = from_row(row).expires_at
+    return row.state in (FAILED, CANCELLED) and (expires_at is None or expires_at > wall)
 
 
 def afresh(row: TaskRow, wall: float) -> Task:

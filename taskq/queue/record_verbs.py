@@ -12,10 +12,11 @@ from typing import Any
 from taskq import where as conditions
 from taskq.errors import BadArguments, TaskNotFound
 from taskq.queue import task_log
+from taskq.queue.admission import may_begin_anew
 from taskq.queue.core import QueueCore
 from taskq.queue.history import attempts
 from taskq.queue.limits import check_number
-from taskq.queue.task import CANCELLED, FAILED, State, TaskRow, slim, state_named
+from taskq.queue.task import FAILED, State, TaskRow, slim, state_named
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Found
 
 PIECES = 20
@@ -63,12 +64,13 @@ class RecordVerbs(QueueCore):
         with self._finals:
             self._write_out()
             rows = self._store.slim(ids)
-            again = [row for row in rows.values() if row.state in (FAILED, CANCELLED)]
+            now = self._now()
+            again = [row for row in rows.values() if may_begin_anew(row, now.wall)]
             with self._lock:
                 self._refuse_if_shut()
                 again = [row for row in again if row.id not in self._state.tasks]
                 labels = {**self._labels(rows), **{row.id: "requeued" for row in again}}
-                self._finish(self._state.requeue(again, self._now()), durable=True)
+                self._finish(self._state.requeue(again, now), durable=True)
         task_log.say(self._lines)
         return [labels.get(id, "unknown") for id in ids]
 

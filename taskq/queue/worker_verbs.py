@@ -138,12 +138,10 @@ class WorkerVerbs(QueueCore):
                     self._finish(self._state.expire(now), durable=False)
                 rivals = self._waiting.rivals(self._state.ready.serving(worker.queues, worker.types))
                 tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, now)
-                if tasks:
-                    if called is not None and worker.alone:  # it was called for another one
-                        self._waiting.hand_on(called)
-                    break
-                if called is not None and not self._may_reserve(called):
+                if called is not None and not self._may_reserve(called):  # or it took a suspect
                     self._waiting.hand_on(called)
+                if tasks:
+                    break
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
                     return Reserved((), False)
