@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from taskq.queue.task import Task
-from taskq.stores.base import AttemptRow, KeyRow, UniqueRow
+from taskq.stores.base import AttemptRow, KeyRow, ResultEnd, UniqueRow
 
 
 @dataclass
@@ -16,6 +16,7 @@ class Changes:
     ``written``: records to store, final ones included. ``final``: those that became final. ``ready``: how many tasks
     became pending, by (queue, type). ``left``: worker processes that are no longer expected back. ``attempts``: those
     that are over and did not complete their task. ``recall``: worker processes whose waiting `reserve` has news.
+    ``result_ends``: until when results are kept that have a time of their own.
     """
 
     written: list[Task] = field(default_factory=list)
@@ -24,6 +25,7 @@ class Changes:
     left: list[str] = field(default_factory=list)
     attempts: list[AttemptRow] = field(default_factory=list)
     recall: list[str] = field(default_factory=list)
+    result_ends: list[ResultEnd] = field(default_factory=list)
 
 
 class Accepted(NamedTuple):

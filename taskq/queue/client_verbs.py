@@ -107,7 +107,7 @@ class ClientVerbs(QueueCore):
 
     def _outcomes(self, ids: Sequence[int]) -> list[Outcome]:
         live = self._live(ids)
-        stored = self._store.get([task_id for task_id in ids if task_id not in live])
+        stored = self._stored([task_id for task_id in ids if task_id not in live])
         return [
             live.get(task_id) or (outcome(stored[task_id]) if task_id in stored else unknown(task_id))
             for task_id in ids
@@ -121,12 +121,17 @@ class ClientVerbs(QueueCore):
             found = (self._state.tasks.get(task_id) for task_id in ids)
             return {task.id: outcome(task) for task in found if task is not None and task.state not in FINAL}
 
+    def _stored(self, ids: Sequence[int]) -> dict[int, TaskRow]:
+        """Stored records as they are to be shown now."""
+        wall = self._clock.wall()
+        return {id: row.at(wall) for id, row in self._store.get(ids).items()}
+
     def result(self, id: int) -> Outcome:
         """The whole outcome of one task."""
         live = self._live([id])
         if id in live:
             return live[id]
-        row = self._store.get([id]).get(id)
+        row = self._stored([id]).get(id)
         if row is None:
             raise TaskNotFound(f"there is no task {id}", hint="finished tasks are kept for a day, failed ones for 30")
         return outcome(row, whole=True)
@@ -136,7 +141,7 @@ class ClientVerbs(QueueCore):
         if len(ids) > MAX_BATCH:
             raise BadArguments(f"at most {MAX_BATCH:,} ids in one call")
         self._write_out()
-        rows = self._store.get(ids)
+        rows = self._stored(ids)
         return _described([rows.get(task_id) for task_id in ids])
 
     def list_tasks(
@@ -148,7 +153,8 @@ class ClientVerbs(QueueCore):
             raise BadArguments(f"a limit is a number from 1 to {MAX_BATCH:,}")
         self._write_out()
         rows = self._store.select(states=states, type=type, queue=queue, limit=limit)
-        return [record for record in _described(rows) if record is not None]
+        wall = self._clock.wall()
+        return [record for record in _described([row.at(wall) for row in rows]) if record is not None]
 
     def cancel(self, ids: Sequence[int]) -> Sequence[str]:
         """Cancel these tasks; gives what each is now."""

@@ -30,6 +30,7 @@ from taskq.stores.base import (
     CallRow,
     KeyRow,
     QueueRow,
+    ResultEnd,
     Store,
     TypeRow,
     UniqueRow,
@@ -48,6 +49,7 @@ class _Unwritten:
     left: list[str] = field(default_factory=list)
     queues: list[QueueRow] = field(default_factory=list)
     attempts: list[AttemptRow] = field(default_factory=list)
+    result_ends: list[ResultEnd] = field(default_factory=list)
 
 
 class GroupCommit:
@@ -146,6 +148,10 @@ class GroupCommit:
         """Attempts are over; followed by `add` of their tasks."""
         self._unwritten.attempts.extend(attempts)
 
+    def add_result_ends(self, ends: Iterable[ResultEnd]) -> None:
+        """Results have a time of their own; followed by `add` of their tasks."""
+        self._unwritten.result_ends.extend(ends)
+
     def is_dirty(self, task_id: int) -> bool:
         """Whether this task has a change that is not on disk yet."""
         places = (self._unwritten.tasks, self._writing, self._handed_out, self._ripening)
@@ -241,6 +247,7 @@ def _batch(unwritten: _Unwritten, stored_below: int, next_id: int, totals: dict[
         unwritten.left,
         unwritten.queues,
         unwritten.attempts,
+        unwritten.result_ends,
         next_id,
         dict(totals),
         unwritten.uniques,

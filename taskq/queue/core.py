@@ -157,9 +157,10 @@ class QueueCore:
             self._state.figures.forget_idle()
         wall = self._clock.wall()
         self._store.prune(wall)
+        forgotten = self._store.forget_results(wall, PURGE_STEP)
         done = self._purge_piece([State.COMPLETED, State.CANCELLED], wall - self.settings.keep_completed)
         failed = self._purge_piece([State.FAILED], wall - self.settings.keep_failed)
-        return max(done, failed) >= PURGE_STEP
+        return max(done, failed, forgotten) >= PURGE_STEP
 
     def monotonic(self) -> float:
         """Seconds of the queue's clock."""
@@ -177,6 +178,7 @@ class QueueCore:
     def _record(self, changes: Changes) -> int:
         """Put changes into the next commit; gives its mark."""
         self._commit.add_left(changes.left)
+        self._commit.add_result_ends(changes.result_ends)
         if not changes.written and not changes.left:
             return self._commit.mark
         self._lines.extend(task_log.transitions(changes.written))

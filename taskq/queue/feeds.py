@@ -24,9 +24,9 @@ QUIET = 60.0
 
 
 def outcome(task: Task | TaskRow, *, whole: bool = False) -> Outcome:
-    """What is to be told of a task; a large result only with ``whole``."""
+    """What is to be told of a task; a large result, and one whose time will be over, only with ``whole``."""
     result = task.result
-    if result is not None and len(result) > INLINE_RESULT and not whole:
+    if result is not None and not whole and (len(result) > INLINE_RESULT or task.terms.result_ttl is not None):
         result = None
     state = State(task.state)
     error = task.error if state is FAILED else None

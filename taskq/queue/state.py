@@ -37,7 +37,7 @@ from taskq.queue.suspects import Suspects, verdict
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, Task, TaskError, TaskRow, from_row
 from taskq.queue.uniqueness import Uniqueness
 from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Evidence, Report, WorkerInfo
-from taskq.stores.base import KeyRow, UniqueRow
+from taskq.stores.base import KeyRow, ResultEnd, UniqueRow
 
 RUNS_PER_EPOCH = 2**40
 UNKNOWN = "?"
@@ -340,6 +340,8 @@ class QueueState:
             task.result, task.error = report[3], None
             task.finished_at = wall
             task.started_at = wall - report[4]
+            if task.terms.result_ttl is not None:
+                changes.result_ends.append(ResultEnd(task.id, wall + task.terms.result_ttl))
         if worker.progress:
             for task, _ in acked:
                 worker.progress.pop(task.id, None)

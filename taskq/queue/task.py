@@ -316,6 +316,17 @@ class TaskRow(NamedTuple):
         """What it has in common with others."""
         return terms_of(*self[1 : 1 + _USUAL], self.terms_more)
 
+    def result_end(self) -> float | None:
+        """Wall-clock seconds until which the result is kept; None: as long as the record."""
+        if self.terms_more is None or self.finished_at is None or self.terms.result_ttl is None:
+            return None
+        return self.finished_at + self.terms.result_ttl
+
+    def at(self, wall: float) -> TaskRow:
+        """The row as it is to be shown at this time: without a result whose time is over."""
+        end = self.result_end()
+        return self if end is None or wall < end else self._replace(result=None)
+
     def change(self) -> TaskChange:
         """The part of it that may change."""
         return TaskChange._make((self.id, *self[-len(TaskChange._fields) : -1]))

@@ -61,6 +61,13 @@ class UniqueRow(NamedTuple):
     twin: int | None
 
 
+class ResultEnd(NamedTuple):
+    """Until when the result of a task is kept, where that is less long than its record; ``at``: wall seconds."""
+
+    id: int
+    at: float
+
+
 class WorkerRow(NamedTuple):
     """A worker process that has joined and not left: what a restarted manager waits for."""
 
@@ -122,6 +129,7 @@ class Batch:
     left: list[str] = field(default_factory=list)
     queues: list[QueueRow] = field(default_factory=list)
     attempts: list[AttemptRow] = field(default_factory=list)
+    result_ends: list[ResultEnd] = field(default_factory=list)
     next_id: int = 1
     totals: dict[str, int] = field(default_factory=dict)
     uniques: list[UniqueRow] = field(default_factory=list)
@@ -241,6 +249,10 @@ class Store(Protocol):
         """Delete those of these records that are in one of these (final) states; gives their ids. As in `purge` their
         keys expire 24 h later.
         """
+        ...
+
+    def forget_results(self, now: float, limit: int) -> int:
+        """Delete up to ``limit`` results whose `ResultEnd` has come, not their records; gives how many it looked at."""
         ...
 
     def prune(self, now: float) -> None:

@@ -45,6 +45,7 @@ class MemoryStore:
         self._rows: dict[int, TaskRow] = {}
         # Final records by age, oldest first; an entry whose record has changed since is skipped when it comes up.
         self._ages: dict[State, list[tuple[float, int]]] = {state: [] for state in FINAL}
+        self._result_ends: list[tuple[float, int]] = []
         self._calls: dict[tuple[int, int], CallRow] = {}
         self._last_seqs: dict[int, int] = {}
         self._keys: dict[str, KeyRow] = {}
@@ -107,17 +108,22 @@ class MemoryStore:
             self._unique_ends.update(
                 (unique.id, unique.until or 0.0) for unique in batch.uniques if unique.twin is not None
             )
-            for announced in batch.types:
-                self._types.pop(announced, None)
-                self._types[announced] = None
-            self._workers.update((worker.incarnation, worker) for worker in batch.joined)
-            for incarnation in batch.left:
-                self._workers.pop(incarnation, None)
-            for rules in batch.queues:
-                self._queues[rules.name] = rules
-            self._keep(batch.attempts)
+            self._write_rare(batch)
             self._next_id = batch.next_id
             self._totals = dict(batch.totals)
+
+    def _write_rare(self, batch: Batch) -> None:
+        for announced in batch.types:
+            self._types.pop(announced, None)
+            self._types[announced] = None
+        self._workers.update((worker.incarnation, worker) for worker in batch.joined)
+        for incarnation in batch.left:
+            self._workers.pop(incarnation, None)
+        for rules in batch.queues:
+            self._queues[rules.name] = rules
+        for id, at in batch.result_ends:
+            heapq.heappush(self._result_ends, (at, id))
+        self._keep(batch.attempts)
 
     def _put(self, row: TaskRow) -> None:
         self._rows[row.id] = row
@@ -243,6 +249,17 @@ class MemoryStore:
             for row in doomed:
                 self._drop(row, now)
         return [row.id for row in doomed]
+
+    def forget_results(self, now: float, limit: int) -> int:
+        """See `Store.forget_results`."""
+        count = 0
+        with self._mutex:
+            while self._result_ends and self._result_ends[0][0] <= now and count < limit:
+                _, id = heapq.heappop(self._result_ends)
+                if id in self._rows:
+                    self._rows[id] = self._rows[id]._replace(result=None)
+                count += 1
+        return count
 
     def prune(self, now: float) -> None:
         """See `Store.prune`."""

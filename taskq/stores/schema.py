@@ -62,6 +62,11 @@ _ATTEMPT = (
     "CREATE TABLE attempt (id INT, run INT, worker TEXT, started_at REAL, ended_at REAL, outcome TEXT, type TEXT,"
     " message TEXT, traceback TEXT, death TEXT, PRIMARY KEY (id, run)) WITHOUT ROWID"
 )
+_RESULT_END = (
+    "CREATE TABLE result_end (id INTEGER PRIMARY KEY, at REAL)",
+    "CREATE INDEX result_end_at ON result_end (at)",
+)
+
 TABLES = (
     "CREATE TABLE store (id INTEGER PRIMARY KEY, store_id INT, epoch INT, next_id INT, totals TEXT)",
     "CREATE TABLE task (id INTEGER PRIMARY KEY, type TEXT, queue TEXT, payload BLOB, priority INT, max_retries INT,"
@@ -82,6 +87,7 @@ TABLES = (
     _QUEUE,
     *_UNIQUES,
     _ATTEMPT,
+    *_RESULT_END,
 )
 
 UPGRADES: dict[int, tuple[str, ...]] = {
@@ -90,6 +96,7 @@ UPGRADES: dict[int, tuple[str, ...]] = {
         *_UNIQUES,
         _ATTEMPT,
         "ALTER TABLE task ADD COLUMN terms_more TEXT",
+        *_RESULT_END,
     ),
 }
 """version -> statements that lead from it to the next one."""
@@ -144,6 +151,7 @@ INSERT_PAYLOAD = Insert("payload", ("id", "data"))
 INSERT_RESULT = Insert("result", ("id", "data"), _replacing(("data",), "id"))
 _CALL = ("client", "seq", "first_id", "size", "digest", "at")
 INSERT_CALL = Insert("call", _CALL, _replacing(_CALL[2:], "client, seq"))
+INSERT_RESULT_END = Insert("result_end", ("id", "at"), _replacing(("at",), "id"))
 _KEY = ("key", "id", "digest", "expires")
 INSERT_KEY = Insert("key", _KEY, _replacing(_KEY[1:], "key"))
 INSERT_UNIQUE = Insert("uniqueness", ("id", "value", "at", "until", "twin", "expires"))
@@ -204,6 +212,11 @@ EXPIRE_KEYS = (
     f" (SELECT t.key FROM task t WHERE t.id IN {_IDS} AND t.key IS NOT NULL) AND id IN {_IDS}"
 )
 DELETES = tuple(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("task", "payload", "result", "attempt"))
+OLD_RESULTS = "SELECT json_group_array(id) FROM (SELECT id FROM result_end WHERE at <= ? ORDER BY at LIMIT ?)"
+FORGET_RESULTS = (
+    f"UPDATE task SET result = NULL WHERE id IN {_IDS}",
+    *(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("result", "result_end")),
+)
 OLD_CALLS = "DELETE FROM call WHERE (client, seq) IN (SELECT client, seq FROM call WHERE at < ? ORDER BY at LIMIT ?)"
 OLD_KEYS = (
     "DELETE FROM key WHERE key IN"

@@ -173,6 +173,7 @@ class SqliteStore:
             _insert(db, schema.UPDATE, rows.changed)
             _insert(db, schema.INSERT_PAYLOAD, rows.payloads)
             _insert(db, schema.INSERT_RESULT, rows.results)
+            _insert(db, schema.INSERT_RESULT_END, batch.result_ends)
             _insert(db, schema.INSERT_CALL, batch.calls)
             _insert(db, schema.INSERT_KEY, [(*key, None) for key in batch.keys])
             _insert(db, schema.INSERT_UNIQUE, schema.stored_uniques(batch.uniques))
@@ -244,6 +245,19 @@ class SqliteStore:
             gone = _single(db, schema.AMONG, asked)
             _delete(db, gone, now)
             return list(json.loads(gone))
+
+        with self._mutex:
+            return self._commit(statements)
+
+    def forget_results(self, now: float, limit: int) -> int:
+        """See `Store.forget_results`."""
+
+        def statements(db: sqlite3.Connection) -> int:
+            ids = _single(db, schema.OLD_RESULTS, (now, limit))
+            if count := len(json.loads(ids)):
+                for forget in schema.FORGET_RESULTS:
+                    db.execute(forget, (ids,))
+            return count
 
         with self._mutex:
             return self._commit(statements)

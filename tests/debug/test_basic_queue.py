@@ -43,6 +43,7 @@ class Desk:
     """One queue with one worker, in few words."""
 
     def __init__(self, store: Store, worker: str = "one", **limits: Any) -> None:
+        self.store = store
         self.clock = FakeClock()
         self.queue = JobQueue(store, self.clock, QueueSettings(**limits))
         self.queue.open()
@@ -577,6 +578,27 @@ def test_a_queue_that_stops_takes_outcomes_and_nothing_new(desk: Desk) -> None:
         desk.submit()
     assert desk.report(ACK, id, task.run, b"", 0.1)
     assert desk.state(id) == "completed"
+
+
+# -- results with a time of their own
+
+
+def test_a_result_is_gone_when_its_time_is_over_and_its_record_stays(desk: Desk) -> None:
+    [short] = desk.submit(result_ttl=60.0)
+    [usual] = desk.submit()
+    for task in desk.reserve():
+        assert desk.report(ACK, task.id, task.run, b"result", 0.1)
+    assert desk.queue.wait([short], 0.0)[0].result is None, "who wants it asks for it, then"
+    desk.later(59.9)
+    assert desk.queue.result(short).result == b"result"
+    desk.later(0.2)
+    outcome = desk.queue.result(short)
+    assert (outcome.state, outcome.result) == ("completed", None), "by the clock, before anybody has deleted it"
+    for record in (*desk.queue.get([short]), desk.queue.list_tasks(None, None, None, 2)[1]):
+        assert record is not None and (record["state"], record["result"]) == ("completed", None)
+    assert not desk.queue.tidy()
+    assert desk.store.get([short])[short].result is None, "and now it is"
+    assert desk.queue.result(usual).result == desk.store.get([usual])[usual].result == b"result"
 
 
 # -- a restart

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from taskq.errors import StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskChange, TaskRow
-from taskq.stores.base import KEEP_CALLS, Batch, CallRow, KeyRow, QueueRow, Store, TypeRow, UniqueRow, WorkerRow
+from taskq.stores.base import (
+    KEEP_CALLS,
+    Batch,
+    CallRow,
+    KeyRow,
+    QueueRow,
+    ResultEnd,
+    Store,
+    TypeRow,
+    UniqueRow,
+    WorkerRow,
+)
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
 
@@ -208,7 +219,7 @@ rows = st.builds(
     finished_at=times,
     result=st.none() | blobs,
     error=st.none() | st.tuples(texts, texts, texts, texts),
-    terms_more=st.none() | texts,
+    terms_more=st.sampled_from([None, '{"factor":3.0}', '{"result_ttl":60.0}']),
 )
 
 
@@ -492,3 +503,18 @@ def test_there_is_space(store: Store) -> None:
 
 def test_every_kind_says_what_it_is(store: Store) -> None:
     assert (store.kind, store.durable) in {("memory", False), ("sqlite", True)}
+
+
+def test_results_are_forgotten_when_their_own_time_is_over(store: Store) -> None:
+    put(store, *map(row, range(1, 6)))
+    done = [finished(id, result=b"r" * size) for id, size in enumerate((9, 3000, 9, 9, 3000), 1)]
+    ends = [ResultEnd(1, NOW + 60), ResultEnd(2, NOW + 60), ResultEnd(3, NOW + 120), ResultEnd(99, NOW + 130)]
+    store.write(Batch(changed=[one.change() for one in done], result_ends=ends, next_id=6))
+    assert store.forget_results(NOW + 59.9, 10) == 0
+    assert store.forget_results(NOW + 60, 1) == 1 == store.forget_results(NOW + 60, 1)
+    assert store.forget_results(NOW + 61, 10) == 0
+    kept = {3: b"r" * 9, 4: b"r" * 9, 5: b"r" * 3000}
+    assert {id: found.result for id, found in store.get([1, 2, 3, 4, 5]).items()} == {1: None, 2: None, **kept}
+    assert store.forget_results(NOW + 1e9, 10) == 2, "one is of a task that is no longer there"
+    assert store.get([3])[3].result is None and store.get([5])[5].result == kept[5]
+    assert store.purge([State.COMPLETED], NOW + 1, 10, NOW) == {State.COMPLETED: 5}
