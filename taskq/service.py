@@ -296,7 +296,7 @@ class QueueService(Protocol):
 
     def requeue(self, ids: Sequence[int]) -> Sequence[str]:
         """Let failed and cancelled tasks begin anew, with a new budget; their history stays. For each id ``requeued``,
-        or, where it was not (its `expires` has passed, too), its state or ``unknown``. Raises `QueueFull` (then none was).
+        or, where it was not (also one that would expire at once), its state or ``unknown``. Raises `QueueFull`.
         """
         ...
 

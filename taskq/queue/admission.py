@@ -76,9 +76,10 @@ def may_begin_anew(row: TaskRow, wall: float) -> bool:
     return row.state in (FAILED, CANCELLED) and (expires_at is None or expires_at > wall)
 
 
-def afresh(row: TaskRow, wall: float) -> Task:
+def afresh(row: TaskRow, run: int, wall: float) -> Task:
     """The record of a task that is over and is to begin anew: with a new budget, as if it had never run."""
     task = from_row(row)
+    task.run = run
     task.due_at = wall
     task.failures = task.deaths = 0
     task.cancel_requested = False

@@ -66,11 +66,12 @@ class RecordVerbs(QueueCore):
             rows = self._store.slim(ids)
             now = self._now()
             again = [row for row in rows.values() if may_begin_anew(row, now.wall)]
+            uniques = self._store.uniques_of([row.id for row in again])
             with self._lock:
                 self._refuse_if_shut()
                 again = [row for row in again if row.id not in self._state.tasks]
                 labels = {**self._labels(rows), **{row.id: "requeued" for row in again}}
-                self._finish(self._state.requeue(again, now), durable=True)
+                self._finish(self._state.requeue(again, uniques, now), durable=True)
         task_log.say(self._lines)
         return [labels.get(id, "unknown") for id in ids]
 

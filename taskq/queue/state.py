@@ -184,13 +184,20 @@ class QueueState:
             if self.figures.queues[queue].waiting() + count > self.settings.max_pending:
                 raise full(queue, self.figures.queues[queue].waiting(), self.oldest_pending(now).get(queue))
 
-    def requeue(self, rows: Sequence[TaskRow], now: Moment) -> Changes:
-        """Failed or cancelled tasks, as the store gave them without payload, begin anew. Raises `QueueFull`."""
+    def requeue(self, rows: Sequence[TaskRow], uniques: Sequence[UniqueRow], now: Moment) -> Changes:
+        """Failed or cancelled tasks, as the store gave them without payload, begin anew. Raises `QueueFull`.
+
+        ``uniques``: what stands for the unique ones among them. Each gets a run of its own, which nobody is handed: so
+        it differs from its former self, which may still lie about in the shelves.
+        """
         changes = Changes()
         self._refuse_if_full(Counter(row.queue for row in rows), now)
         for row in rows:
-            task = self.tasks[row.id] = afresh(row, now.wall)
+            task = self.tasks[row.id] = afresh(row, self._next_run, now.wall)
+            self._next_run += 1
             self._move(task, Event.REQUEUE, changes)
+        known = self.uniqueness.ids() if uniques else set()
+        self.uniqueness.add(row for row in uniques if row.id in self.tasks and row.id not in known)
         return changes
 
     def oldest_pending(self, now: Moment) -> dict[str, float]:

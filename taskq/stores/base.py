@@ -229,6 +229,10 @@ class Store(Protocol):
         """Which of these keys are known, and for which task."""
         ...
 
+    def uniques_of(self, ids: Sequence[int]) -> list[UniqueRow]:
+        """What stands for these tasks, whatever their state; repetitions are left out."""
+        ...
+
     def uniques(self, now: float) -> list[UniqueRow]:
         """By rising id, what stands for tasks that are not final, or whose window goes on; no repetitions."""
         ...

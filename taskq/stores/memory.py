@@ -201,6 +201,12 @@ class MemoryStore:
         with self._mutex:
             return {key: self._keys[key] for key in keys if key in self._keys}
 
+    def uniques_of(self, ids: Sequence[int]) -> list[UniqueRow]:
+        """See `Store.uniques_of`."""
+        with self._mutex:
+            found = [self._uniques[id] for id in ids if id in self._uniques]
+        return [row for row in found if row.twin is None]
+
     def uniques(self, now: float) -> list[UniqueRow]:
         """See `Store.uniques`."""
         with self._mutex:

@@ -229,6 +229,7 @@ UNIQUES = (
     f" WHERE t.state < {FIRST_FINAL} AND u.twin IS NULL"
     " UNION SELECT id, value, at, until, twin FROM uniqueness WHERE until > ? AND twin IS NULL ORDER BY 1"
 )
+UNIQUES_OF = f"SELECT id, value, at, until, twin FROM uniqueness WHERE id IN {_IDS} AND twin IS NULL"
 TWINS = f"SELECT id, twin FROM uniqueness WHERE id IN {_IDS} AND twin IS NOT NULL"
 EXPIRE_UNIQUES = f"UPDATE uniqueness SET expires = coalesce(until, 0) WHERE id IN {_IDS}"
 OLD_UNIQUES = (

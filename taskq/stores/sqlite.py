@@ -362,6 +362,10 @@ class SqliteStore:
                 found[key] = KeyRow(*row)
         return found
 
+    def uniques_of(self, ids: Sequence[int]) -> list[UniqueRow]:
+        """See `Store.uniques_of`."""
+        return [UniqueRow(*row) for row in self._read(schema.UNIQUES_OF, (json.dumps(list(ids)),))]
+
     def uniques(self, now: float) -> list[UniqueRow]:
         """See `Store.uniques`."""
         if not self._read(schema.ANY_UNIQUES)[0][0]:
