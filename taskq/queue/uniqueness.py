@@ -71,7 +71,7 @@ class Uniqueness:
             task = tasks.get(number)
             if task is not None and terms.unique_in and task.state.label in terms.unique_in:
                 return number
-            if wall < self._rows[number].at + terms.unique_within:
+            if terms.unique_within and wall < self._rows[number].at + terms.unique_within:
                 return number
         return None
 
