@@ -24,10 +24,11 @@ from taskq.errors import BadArguments, ConfigError, PayloadTooLarge
 from taskq.feed import Feed
 from taskq.pipeline import Pipeline
 from taskq.queue.task import NewTask
+from taskq.queues import purge, whoami
 from taskq.reconnecting import Reconnecting
 from taskq.registry import Prepared, TaskType, correlation_id
 from taskq.results import Results, TaskHandle
-from taskq.service import Connection, Hello, QueueService, Types
+from taskq.service import Connection, Explained, Hello, PurgedQueue, QueueInfo, QueueService, Types
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode, encode_arguments
 
@@ -222,7 +223,7 @@ class Client:
         if doubtful:
             self._feed.settle(self._results.ask(own))
 
-    def resume(self, client: int) -> None:
+    def continue_as(self, client: int) -> None:
         """Before anything was submitted: be this client again. The same calls in the same order give the same ids."""
         self.id = self._feed.client = client
 
@@ -253,6 +254,40 @@ class Client:
         Raises `TimeoutError` when not all have finished ``timeout`` seconds after the first one was asked for.
         """
         return self._results.as_completed(handles, timeout)
+
+    def explain(self, id: int) -> Explained:
+        """Why a task does not run now, and what must happen first: each cause with ``code`` and ``text``.
+
+        Raises `TaskNotFound`.
+        """
+        return self._manager.call(lambda queue: queue.explain(id), self._patience)
+
+    # -- queues
+
+    def queues(self) -> list[dict[str, Any]]:
+        """All queues with their figures, as the snapshot has them: ``name``, ``pending``, ``paused``, ``limit``, …"""
+        return list(self._manager.call(lambda queue: queue.snapshot(), self._patience)["queues"])
+
+    def pause(self, queue: str) -> QueueInfo:
+        """Hand out nothing of a queue until `resume`; what runs goes on. Gives who paused it, and when."""
+        return self._manager.call(lambda manager: manager.pause_queue(queue, whoami()), self._patience)
+
+    def resume(self, queue: str) -> bool:
+        """Hand out tasks of a queue again; gives whether it was paused. Raises `QueueNotFound`."""
+        before = self._manager.call(lambda manager: manager.resume_queue(queue), self._patience)
+        return before["paused_at"] is not None
+
+    def limit(self, queue: str, running: int | None) -> QueueInfo:
+        """Let at most so many tasks of a queue run at once, over all workers; None: as many as there are threads."""
+        return self._manager.call(lambda manager: manager.limit_queue(queue, running), self._patience)
+
+    def purge(self, queue: str) -> int:
+        """Cancel all tasks that wait in a queue; gives their number. What runs goes on. Raises `QueueNotFound`."""
+
+        def verb(name: str, below: int) -> PurgedQueue:
+            return self._manager.call(lambda manager: manager.purge_queue(name, below), self._patience)
+
+        return purge(verb, queue)
 
     def hello(self) -> Hello:
         """What the manager says of itself; asked once a connection."""

@@ -321,6 +321,8 @@ class PoolSettings:
     threads: int = 4
     tasks: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()
+    queue_order: str = ""
+    """``strict``: that of ``queues``; ``fair``: in turn; empty: by priority and age over all of them."""
     name: str = ""
     drain_timeout: float = 30.0
     connect_timeout: float = 5.0

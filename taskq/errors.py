@@ -127,6 +127,12 @@ class ResultExpired(TaskqError):
     code = "result_expired"
 
 
+class QueueNotFound(TaskqError):
+    """There is no queue with this name."""
+
+    code = "queue_not_found"
+
+
 class UnknownTaskType(TaskqError):
     """No worker offers this type of task."""
 

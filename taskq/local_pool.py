@@ -75,6 +75,10 @@ class LocalPool:
         command = [sys.executable, "-m", "taskq", "worker"]
         for name, value in options.items():
             command += [name, str(value)]
+        if settings.queues:
+            command += ["--queues", ",".join(settings.queues)]
+        if settings.queue_order:
+            command += ["--queue-order", settings.queue_order]
         for module in settings.tasks:
             command += ["--tasks", module]
         return command

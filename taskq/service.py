@@ -24,6 +24,8 @@ INLINE_RESULT = 4 * 1024
 """Results up to this size travel with the news that the task is finished; larger ones are asked for by id."""
 MAX_RESULT = 1024 * 1024
 """Bytes: largest encoded result."""
+STRICT, FAIR = "strict", "fair"
+"""Orders in which a worker may ask to be served from its queues; without one, priority and age decide over all."""
 MAX_WAIT = 20.0
 """Seconds: longest time that a waiting call (`reserve`, `finished`, `wait`) is held by the manager."""
 
@@ -131,6 +133,36 @@ class Reserved(NamedTuple):
     closed: bool
 
 
+class QueueInfo(TypedDict):
+    """What people have laid down for a queue. ``paused_at``: wall seconds, None: it is not paused; ``paused_by``: who
+    did that (user@host). ``limit``: most of its tasks that run at once, None: no limit."""
+
+    name: str
+    paused_at: float | None
+    paused_by: str | None
+    limit: int | None
+
+
+class PurgedQueue(NamedTuple):
+    """Reply to `purge_queue`: how many tasks were cancelled. Those with ids under ``below`` were meant; there may be
+    ``more`` of them."""
+
+    cancelled: int
+    below: int
+    more: bool
+
+
+class Explained(TypedDict):
+    """Reply to `explain`. ``causes``: maps with ``code``, ``text`` (for people) and more by code, the first to be cured
+    first; see `taskq.queue.explain` for all codes."""
+
+    id: int
+    type: str
+    queue: str
+    state: str
+    causes: Sequence[dict[str, Any]]
+
+
 class PoolInfo(TypedDict):
     """Who a pool is. ``id`` is random and made by the pool; ``local``: the id of the manager run that started it."""
 
@@ -177,7 +209,10 @@ class BeatReply(TypedDict):
 
 
 class WorkerInfo(TypedDict):
-    """What a worker process says when it attaches. ``queues``: those it serves, empty = all."""
+    """What a worker process says when it attaches. ``queues``: those it serves, empty = all.
+
+    ``queue_order``: `STRICT` (the order of ``queues``), `FAIR` or empty; it may be missing.
+    """
 
     incarnation: str
     pool: PoolInfo
@@ -186,6 +221,7 @@ class WorkerInfo(TypedDict):
     pid: int
     threads: int
     queues: Sequence[str]
+    queue_order: str
     types: Sequence[TypeInfo]
 
 
@@ -306,6 +342,34 @@ class QueueService(Protocol):
 
     def purge(self, states: Sequence[str], older_s: float) -> int:
         """Delete final records that finished at least ``older_s`` seconds ago; gives their number."""
+        ...
+
+    # -- queues
+
+    def pause_queue(self, queue: str, by: str) -> QueueInfo:
+        """Hand out nothing of this queue until `resume_queue`; what runs goes on. ``by``: who asks (user@host).
+
+        It stays paused when the manager starts again. Of a queue that is paused already nothing changes.
+        """
+        ...
+
+    def resume_queue(self, queue: str) -> QueueInfo:
+        """Hand out again; gives what was in force until now. Raises `QueueNotFound`."""
+        ...
+
+    def limit_queue(self, queue: str, running: int | None) -> QueueInfo:
+        """At most so many tasks of this queue run at once, over all workers; None: as many as there are threads."""
+        ...
+
+    def purge_queue(self, queue: str, below: int) -> PurgedQueue:
+        """Cancel tasks of this queue that wait, for about a second; repeat it with the ``below`` of the reply.
+
+        0 at first: all that were submitted until now. Raises `QueueNotFound`.
+        """
+        ...
+
+    def explain(self, id: int) -> Explained:
+        """Why a task does not run now, and what must happen first. Raises `TaskNotFound`."""
         ...
 
     # -- pools (the parent of worker processes)

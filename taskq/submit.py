@@ -78,7 +78,7 @@ def send(
     """
     note = Note(notes, items, client.hello()["store_id"]) if notes is not None else None
     if note is not None:
-        client.resume(note.begin(client.id))
+        client.continue_as(note.begin(client.id))
     correlation_id = f"{client.id:016x}"[-12:]  # the same again after a break: it is part of the call
     handles: list[TaskHandle[Any]] = []
     try:

@@ -206,8 +206,15 @@ def _queues(snapshot: Snapshot, width: int) -> list[Line]:
                 duration((queue.get("run_s") or {}).get("p95")),
             )
         )
-        tails.append(["PAUSED" if queue.get("paused") else ""])
+        tails.append(_laid_down(queue))
     return _section(QUEUE_COLUMNS, rows, tails, width, NO_QUEUES if _has_history(snapshot) else NO_TASKS)
+
+
+def _laid_down(queue: Mapping[str, Any]) -> list[str]:
+    """What people have laid down for a queue, in wordings from full to short."""
+    paused = "PAUSED" if queue.get("paused") else ""
+    limit = f"LIMIT {count(queue['limit'])}" if queue.get("limit") is not None else ""
+    return [f"{paused} {limit}".strip(), paused or limit, paused]
 
 
 def _has_history(snapshot: Snapshot) -> bool:

@@ -139,6 +139,10 @@ class Cluster:
         """The worker processes that run now, whichever pool they belong to."""
         return [found for found in self.alive() if "taskq.workers.process" in _command(found)]
 
+    def pools(self) -> list[psutil.Process]:
+        """The parents of worker processes that run now, local pools too."""
+        return [found for found in self.alive() if "taskq worker" in _command(found)]
+
     def alive(self) -> list[psutil.Process]:
         """Every process that came out of this cluster and runs."""
         return [found for found in psutil.process_iter() if _environment(found).get(MARK) == self.mark]

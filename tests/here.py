@@ -97,6 +97,7 @@ class Worker:
             pid=os.getpid(),
             threads=1,
             queues=(),
+            queue_order="",
             types=[one.describe() for one in self._types.values()],
         )
         self._session = self._remote.attach(self._info, ())["session"]

@@ -28,7 +28,20 @@ import psutil
 from taskq.config import VERSION, Address, Join
 from taskq.errors import TaskqError
 from taskq.queue.task import NewTask
-from taskq.service import PROTOCOL, Finished, Found, Handout, Hello, Outcome, QueueService, Reserved, Submitted
+from taskq.service import (
+    PROTOCOL,
+    Explained,
+    Finished,
+    Found,
+    Handout,
+    Hello,
+    Outcome,
+    PurgedQueue,
+    QueueInfo,
+    QueueService,
+    Reserved,
+    Submitted,
+)
 from taskq.wire.frames import Channel
 from taskq.wire.handshake import NONCE_BYTES, ClientHandshake
 from taskq.wire.server import WireServer, bound_kept_memory
@@ -101,6 +114,26 @@ class Answers(QueueService):
     def find(self, where: str, states: Sequence[str], below: int) -> Found:
         self.last = ("find", where, states, below)
         return Found([{"id": 8, "type": "compute"}], 8)
+
+    def pause_queue(self, queue: str, by: str) -> QueueInfo:
+        self.last = ("pause_queue", queue, by)
+        return QueueInfo(name=queue, paused_at=1.5, paused_by=by, limit=None)
+
+    def resume_queue(self, queue: str) -> QueueInfo:
+        self.last = ("resume_queue", queue)
+        return QueueInfo(name=queue, paused_at=None, paused_by=None, limit=None)
+
+    def limit_queue(self, queue: str, running: int | None) -> QueueInfo:
+        self.last = ("limit_queue", queue, running)
+        return QueueInfo(name=queue, paused_at=None, paused_by=None, limit=running)
+
+    def purge_queue(self, queue: str, below: int) -> PurgedQueue:
+        self.last = ("purge_queue", queue, below)
+        return PurgedQueue(4, 9, True)
+
+    def explain(self, id: int) -> Explained:
+        self.last = ("explain", id)
+        return Explained(id=id, type="compute", queue="a", state="pending", causes=[{"code": "next", "text": "…"}])
 
     def cancel(self, ids: Sequence[int]) -> Sequence[str]:
         self.last = ("cancel", ids)

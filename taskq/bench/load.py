@@ -53,6 +53,7 @@ class Waiters:
             pid=os.getpid(),
             threads=1,
             queues=(ELSEWHERE,),
+            queue_order="",
             types=[noop.describe()],
         )
 

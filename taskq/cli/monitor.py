@@ -13,7 +13,9 @@ import click
 from taskq.cli import output as out
 from taskq.cli.options import DURATION, Connection, Group, common_options, connection_options, setting
 from taskq.cli.output import Output
-from taskq.cli.tasks import connected, task
+from taskq.cli.queues import queue
+from taskq.cli.tasks import connected, explaining, task
+from taskq.cli.workers import worker
 
 if TYPE_CHECKING:
     from taskq.monitor import Source, Watch
@@ -24,7 +26,8 @@ SHORTEST_INTERVAL = 0.05
 EXAMPLE = """taskq-monitor                          # q quits
 taskq-monitor --once
 taskq-monitor --export json > stats.json
-taskq-monitor task list --state failed"""
+taskq-monitor task list --state failed
+taskq-monitor explain 42"""
 
 
 @click.group(cls=Group, invoke_without_command=True, example=EXAMPLE)
@@ -47,7 +50,7 @@ def command(
     connection: Connection,
     output: Output,
 ) -> int:
-    """See what the queue does; list, show and cancel tasks."""
+    """See what the queue does; look after tasks, queues and workers."""
     if ctx.invoked_subcommand is not None:
         return out.EXIT_OK
     if interval < SHORTEST_INTERVAL:
@@ -65,7 +68,8 @@ def command(
     return _once(connection, output) if once else _continuous(connection, output, interval)
 
 
-command.add_command(task)
+for verbs in (task, explaining("taskq-monitor explain 42"), queue, worker):
+    command.add_command(verbs)
 
 
 def _once(connection: Connection, output: Output) -> int:

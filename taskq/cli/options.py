@@ -23,6 +23,7 @@ import click
 from taskq import config
 from taskq.cli.output import EXIT_USAGE, Output
 from taskq.errors import ConfigError
+from taskq.service import FAIR, STRICT
 
 R = TypeVar("R")
 Function = Callable[..., R]
@@ -230,11 +231,30 @@ def common_options(function: Function[R]) -> Function[R]:
 
 
 def pool_options(function: Function[R]) -> Function[R]:
-    """Add ``--workers --threads --tasks --drain-timeout``: the command gets ``pool: PoolSettings``."""
+    """Add ``--workers --threads --tasks --queues --queue-order --drain-timeout``: the command gets ``pool``."""
 
     @functools.wraps(function)
-    def wrapper(*, workers: int, threads: int, tasks: tuple[str, ...], drain_timeout: float, **others: Any) -> R:
-        pool = config.PoolSettings(workers=workers, threads=threads, tasks=tasks, drain_timeout=drain_timeout)
+    def wrapper(
+        *,
+        workers: int,
+        threads: int,
+        tasks: tuple[str, ...],
+        queues: str,
+        queue_order: str | None,
+        drain_timeout: float,
+        **others: Any,
+    ) -> R:
+        named = tuple(dict.fromkeys(name.strip() for name in queues.split(",") if name.strip()))
+        if queue_order == STRICT and not named:
+            raise click.BadParameter(f"{STRICT} is the order of --queues: name them", param_hint="'--queue-order'")
+        pool = config.PoolSettings(
+            workers=workers,
+            threads=threads,
+            tasks=tasks,
+            queues=named,
+            queue_order=queue_order or "",
+            drain_timeout=drain_timeout,
+        )
         return function(pool=pool, **others)
 
     options: list[Decorator] = [
@@ -259,6 +279,12 @@ def pool_options(function: Function[R]) -> Function[R]:
             multiple=True,
             metavar="MODULE",
             help="Module with your tasks, found from the current folder; may be repeated.",
+        ),
+        setting("--queues", default="", metavar="A,B", help="Serve only these queues.  [all]"),
+        setting(
+            "--queue-order",
+            type=click.Choice((STRICT, FAIR)),
+            help="One queue after the other as --queues names them, or in turn.  [by priority and age over all]",
         ),
         setting(
             "--drain-timeout",

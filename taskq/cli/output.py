@@ -52,6 +52,7 @@ EXIT_CODES: dict[type[errors.TaskqError], int] = {
     errors.KeyConflict: EXIT_USAGE,
     errors.TaskNotFound: EXIT_NOT_FOUND,
     errors.ResultExpired: EXIT_NOT_FOUND,
+    errors.QueueNotFound: EXIT_NOT_FOUND,
     errors.UnknownTaskType: EXIT_NOT_FOUND,
 }
 """Exit code of each error; what is not named here (nor a base of it) is `EXIT_FAILED`."""

@@ -14,6 +14,7 @@ from taskq.cli.options import DURATION, Command, Connection, Group, Integer, com
 from taskq.cli.output import Output, to_json
 from taskq.clock import SystemClock
 from taskq.errors import ResultExpired, TaskNotFound
+from taskq.layout import plain
 from taskq.queue.task import STATE_BY_LABEL
 from taskq.service import MAX_BATCH
 
@@ -37,7 +38,7 @@ def connected(connection: Connection) -> Iterator[QueueService]:
         queue.close()
 
 
-class _Verb(Command):
+class Verb(Command):
     """A verb; options that were given before it (``taskq-monitor --port 9000 task list``) hold for it too."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -51,11 +52,13 @@ class _Verb(Command):
         return super().invoke(ctx)
 
 
-class _Verbs(Group):
-    command_class = _Verb
+class Verbs(Group):
+    """A group of verbs."""
+
+    command_class = Verb
 
 
-@click.group(cls=_Verbs, example="taskq-monitor task show 42")
+@click.group(cls=Verbs, example="taskq-monitor task show 42")
 def task() -> None:
     """Look at tasks, cancel them, delete old ones."""
 
@@ -158,6 +161,28 @@ def result(*, task_id: int, connection: Connection, output: Output) -> int:
     else:
         output.error(f"task {task_id} is {outcome.state}: it has no result yet", code="not_finished")
     return out.EXIT_FAILED
+
+
+def explain(*, task_id: int, connection: Connection, output: Output) -> int:
+    """Say why a task does not run now, and what must happen first."""
+    with connected(connection) as queue:
+        found = queue.explain(task_id)
+    if output.json:
+        output.value(found)
+        return out.EXIT_OK
+    output.line(f"task {task_id} ({plain(found['type'])}, queue {plain(found['queue'])}) is {found['state']}")
+    for cause in found["causes"]:
+        output.line(f"- {plain(cause['text'])}")
+    return out.EXIT_OK
+
+
+def explaining(example: str) -> Verb:
+    """``explain ID`` as a command; ``example`` is what its help shows."""
+    command = click.command("explain", cls=Verb, example=example)
+    return command(click.argument("task_id", metavar="ID", type=TASK_ID)(connection_options(common_options(explain))))
+
+
+task.add_command(explaining("taskq-monitor task explain 42"))
 
 
 @task.command("cancel", example="taskq-monitor task cancel 42 43")

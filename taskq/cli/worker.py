@@ -22,7 +22,6 @@ ssh mgr taskq-manager --print-join | taskq-worker --join - --tasks myapp.tasks""
 
 @click.command(cls=Command, example=EXAMPLE)
 @pool_options
-@setting("--queues", default="", metavar="A,B", help="Serve only these queues.  [all]")
 @setting("--worker-name", default="", metavar="NAME", help="How the monitor calls this pool.  [host-pid]")
 @click.option("--list-tasks", is_flag=True, help="List the tasks that it would offer, and leave.")
 @click.option("--local-to", hidden=True, help="Id of the manager run that starts this pool.")
@@ -30,7 +29,6 @@ ssh mgr taskq-manager --print-join | taskq-worker --join - --tasks myapp.tasks""
 @common_options
 def command(
     pool: PoolSettings,
-    queues: str,
     worker_name: str,
     list_tasks: bool,
     local_to: str | None,
@@ -48,7 +46,6 @@ def command(
         raise click.BadParameter("a pool needs at least one worker process", param_hint="'--workers'")
     settings = dataclasses.replace(
         pool,
-        queues=tuple(dict.fromkeys(name.strip() for name in queues.split(",") if name.strip())),
         name=worker_name or f"{socket.gethostname()}-{os.getpid()}",
         connect_timeout=connection.connect_timeout,
         local=local_to,

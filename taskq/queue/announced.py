@@ -36,6 +36,10 @@ class Announced:
         texts.pop(row.info, None)
         texts[row.info] = None
 
+    def names(self) -> list[str]:
+        """All types that were ever announced."""
+        return list(self._texts)
+
     def types(self, workers: Iterable[Worker]) -> list[TypeInfo]:
         """What may be submitted now, and by how many of these workers each description is offered."""
         offered = Counter(row for worker in workers for row in worker.announced)

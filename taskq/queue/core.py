@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import inf
 from typing import Any
@@ -29,6 +29,7 @@ from taskq.queue import task_log
 from taskq.queue.announced import Announced
 from taskq.queue.changes import Changes
 from taskq.queue.commit import GroupCommit
+from taskq.queue.dispatch import Rules
 from taskq.queue.feeds import Feeds
 from taskq.queue.housekeeper import LINGER, OVERSLEPT, ROUND, Housekeeper
 from taskq.queue.idempotency import Recent
@@ -94,6 +95,7 @@ class QueueCore:
             failed=self._on_failure,
         )
         self._announced = Announced(opened.types)
+        self._state.rules = Rules(opened.queues)
         for worker in opened.workers:
             self._state.leases.expect(*worker, now=now.mono)
         self._state.load(_with_progress(self._store.live(), opened.live, progress), now)
@@ -198,10 +200,16 @@ class QueueCore:
         mark = self._record(changes)
         if durable:
             self._commit.settle(mark)
-        if changes.ready:
-            self._waiting.wake(changes.ready)
+        self._wake(changes.ready)
         for incarnation in changes.recall:
             self._waiting.recall(incarnation)
+
+    def _wake(self, ready: Mapping[tuple[str, str], int]) -> None:
+        """Call workers for tasks that became pending; where a queue has a limit, for those that fit into it now."""
+        if self._state.rules.rows:
+            ready = self._state.rules.to_be_called_for(ready, self._state.ready, self._state.figures)
+        if ready:
+            self._waiting.wake(ready)
 
     def _may_reserve(self, worker: Worker) -> bool:
         return not worker.alone and worker.may_reserve(self._clock.monotonic(), self._state.leases.heartbeat)

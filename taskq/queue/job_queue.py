@@ -10,13 +10,14 @@ from typing import Any
 
 from taskq.config import VERSION
 from taskq.queue.client_verbs import ClientVerbs
+from taskq.queue.queue_verbs import QueueVerbs
 from taskq.queue.record_verbs import RecordVerbs
 from taskq.queue.snapshot import iso, snapshot
 from taskq.queue.worker_verbs import WorkerVerbs
 from taskq.service import Hello, Types
 
 
-class JobQueue(ClientVerbs, RecordVerbs, WorkerVerbs):
+class JobQueue(ClientVerbs, RecordVerbs, QueueVerbs, WorkerVerbs):
     """The queue of one manager.
 
     ``on_failure`` is called once when a write did not reach the disk; the process must then end. ``local_pool`` is the

@@ -49,7 +49,8 @@ class Worker:
     ``expires``: when its leases end. ``attached``: False for one that an earlier run of the manager knew and that has
     not come back yet. ``stopped``: suspended, as its pool sees it. ``alone``: it is kept for a suspect, or runs one,
     and gets nothing else (`taskq.queue.suspects`). ``spared``: it was given more time since its last heartbeat.
-    ``report``: what its pool said of it in the last heartbeat. ``announced``: (name, description) of its types.
+    ``report``: what its pool said of it in the last heartbeat. ``queues_named``: its queues in its order; ``turn``:
+    the one that came last, where they take turns. ``announced``: (name, description) of its types.
     ``progress``: (fraction, note) by task, as the task itself said.
     """
 
@@ -68,6 +69,9 @@ class Worker:
     spared: bool = False
     threads: int = 0
     queues: frozenset[str] = frozenset()
+    queues_named: tuple[str, ...] = ()
+    queue_order: str = ""
+    turn: str = ""
     types: frozenset[str] = frozenset()
     announced: Sequence[tuple[str, str]] = ()
     running: dict[int, Task] = field(default_factory=dict)
@@ -126,7 +130,9 @@ class Leases:
         worker.attached = True
         worker.draining = False
         worker.threads = info["threads"]
-        worker.queues = frozenset(info["queues"])
+        worker.queues_named = tuple(info["queues"])
+        worker.queues = frozenset(worker.queues_named)
+        worker.queue_order = info.get("queue_order") or ""
         worker.types = frozenset(described["name"] for described in info["types"])
         worker.expires = now + self.lease
         worker.beat_at = now

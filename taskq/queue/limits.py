@@ -13,7 +13,20 @@ from typing import Any
 from taskq.errors import BadArguments, PayloadTooLarge
 from taskq.queue.retry import MAX_FACTOR
 from taskq.queue.task import NewTask, Terms, as_new_task
-from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_RESULT, NACK, PROGRESS, SNOOZE, Evidence, Report, WorkerInfo
+from taskq.service import (
+    ACK,
+    FAIR,
+    GIVE_BACK,
+    MAX_BATCH,
+    MAX_RESULT,
+    NACK,
+    PROGRESS,
+    SNOOZE,
+    STRICT,
+    Evidence,
+    Report,
+    WorkerInfo,
+)
 
 MAX_NAME = 200
 """Characters: longest name of a type or queue."""
@@ -174,6 +187,12 @@ def check_number(name: str, value: object) -> None:
         raise BadArguments(f"{name} is a number from 0 to 2^63 - 1")
 
 
+def check_text(name: str, value: object) -> None:
+    """Raise `BadArguments` unless this is a text of 1 to `MAX_NAME` characters."""
+    if type(value) is not str or not 0 < len(value) <= MAX_NAME:
+        raise BadArguments(f"{name} has 1 to {MAX_NAME} characters")
+
+
 def check_seconds(name: str, value: float) -> float:
     """The same value. Raises `BadArguments` unless it is a number of seconds, 0 or more."""
     if type(value) not in (int, float) or not value >= 0:
@@ -235,6 +254,9 @@ def check_worker(worker: WorkerInfo, held: Sequence[tuple[int, int]]) -> None:
     texts = (worker["incarnation"], worker["name"], worker["host"], worker["pool"]["id"], *worker["queues"])
     if not all(type(text) is str and 0 < len(text) <= MAX_NAME for text in texts):
         raise BadArguments(f"names of workers, hosts, pools and queues have 1 to {MAX_NAME} characters")
+    order = worker.get("queue_order") or ""
+    if order not in ("", FAIR) and not (order == STRICT and worker["queues"]):
+        raise BadArguments(f'the order of queues is "{FAIR}", or "{STRICT}" where queues are named')
     check_number("pid", worker["pid"])
     if type(worker["threads"]) is not int or not 0 < worker["threads"] <= MAX_THREADS:
         raise BadArguments(f"threads is a number from 1 to {MAX_THREADS:,}")

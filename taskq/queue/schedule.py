@@ -60,6 +60,10 @@ class Schedule:
         self._rebuild()
         return moved
 
+    def copy(self) -> list[tuple[float, int, int, Task]]:
+        """The heap as it is, stale entries too: cheap, so that whoever must look at all of it can do so elsewhere."""
+        return self._heap.copy()
+
     def entries(self) -> list[tuple[float, Task]]:
         """All that are scheduled, each with the time under which it stands here, in no order."""
         return [(due_at, task) for due_at, _, _, task in self._heap if task.state is SCHEDULED]

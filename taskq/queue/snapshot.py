@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
+from taskq.queue.figures import QueueFigures
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
 from taskq.queue.task import PENDING, RUNNING, SCHEDULED, State, Task
@@ -31,6 +32,7 @@ def snapshot(state: QueueState, now: Moment, manager: dict[str, Any], warnings: 
     """Everything that the monitor shows; ``manager`` and ``warnings`` are what only the shell knows."""
     figures = state.figures
     oldest = state.oldest_pending(now)
+    queues = {**dict.fromkeys(state.rules.rows, QueueFigures()), **figures.queues}  # what is paused may be empty
     return {
         "schema": SCHEMA,
         "taken_at": iso(now.wall),
@@ -40,11 +42,11 @@ def snapshot(state: QueueState, now: Moment, manager: dict[str, Any], warnings: 
         "queues": [
             {
                 "name": name,
-                "paused": False,
+                **_rules(state, name),
                 **queue.describe(now.mono),
                 "oldest_pending_s": oldest.get(name),
             }
-            for name, queue in sorted(figures.queues.items())
+            for name, queue in sorted(queues.items())
         ],
         "types": [
             {
@@ -63,6 +65,16 @@ def snapshot(state: QueueState, now: Moment, manager: dict[str, Any], warnings: 
     }
 
 
+def _rules(state: QueueState, name: str) -> dict[str, Any]:
+    rules = state.rules.of(name)
+    return {
+        "paused": rules.paused_at is not None,
+        "paused_by": rules.paused_by,
+        "paused_at": iso(rules.paused_at),
+        "limit": rules.max_running,
+    }
+
+
 def _worker(state: QueueState, worker: Worker, now: Moment) -> dict[str, Any]:
     report = worker.report
     seen = {entry[0]: entry[3] for entry in report.get("running", ())}
@@ -76,6 +88,8 @@ def _worker(state: QueueState, worker: Worker, now: Moment) -> dict[str, Any]:
         "pid": worker.pid,
         "state": _state(worker, now, state.leases.heartbeat),
         "threads": worker.threads,
+        "queues": list(worker.queues_named),
+        "queue_order": worker.queue_order or None,
         "busy": min(len(worker.running), room),
         "reserved": len(worker.running),
         "last_heartbeat_s": max(0.0, now.mono - worker.beat_at),

@@ -23,6 +23,7 @@ from math import inf
 from typing import Any
 
 from taskq.config import QueueSettings
+from taskq.queue import dispatch
 from taskq.queue.admission import afresh, full, kinds, record, resolve_keys
 from taskq.queue.changes import Accepted, Changes
 from taskq.queue.expiry import Expiry, expired
@@ -30,7 +31,7 @@ from taskq.queue.figures import Figures
 from taskq.queue.history import ended
 from taskq.queue.leases import SILENT_KEPT, Leases, Moment, Worker, owned
 from taskq.queue.lifecycle import Event, next_state
-from taskq.queue.ready import Ready, oldest
+from taskq.queue.ready import Ready, Shelf, oldest
 from taskq.queue.retry import MAX_DEATHS, death_delay, retry_delay
 from taskq.queue.schedule import Schedule
 from taskq.queue.suspects import Suspects, verdict
@@ -66,6 +67,7 @@ class QueueState:
         self.schedule = Schedule()
         self.suspects = Suspects()
         self.uniqueness = Uniqueness()
+        self.rules = dispatch.Rules()
         self._next_run = epoch * RUNS_PER_EPOCH + 1
         self._kept_below = 0
         self._kept_until = 0.0
@@ -202,7 +204,7 @@ class QueueState:
 
     def oldest_pending(self, now: Moment) -> dict[str, float]:
         """For each queue with pending tasks: how many seconds the one that came first has waited."""
-        return oldest([self.ready, self.suspects, *([self.kept_back] if self.kept_back else [])], now.wall)
+        return oldest(self.places(), now.wall)
 
     def cancel(self, task_id: int, now: Moment) -> tuple[State | None, Changes]:
         """Cancel a task that is alive; gives its state now, None when it is not here (final and stored, or unknown).
@@ -268,28 +270,44 @@ class QueueState:
         changes.written.append(task)
         return True
 
+    def places(self) -> list[Ready]:
+        """Where pending tasks stand."""
+        return [self.ready, self.suspects, *([self.kept_back] if self.kept_back is not None else [])]
+
+    def kept_back_for(self, task: Task, now: Moment) -> float | None:
+        """How many seconds a task is kept back at most after a restart, None when it is not."""
+        if self.kept_back is None or not (task.deaths or self._is_kept(task)):
+            return None
+        return max(0.0, self._kept_until - now.mono)
+
+    def open_to(self, worker: Worker, place: Ready | None = None) -> list[Shelf]:
+        """The shelves that this worker may be served from now; ``place``: where else than in `ready`."""
+        shelves = (self.ready if place is None else place).serving(worker.queues, worker.types)
+        return self.rules.open(shelves, self.figures)
+
     def reserve(
         self, worker: Worker, slots: int, extra: int, fast: Sequence[str], waiting: int, now: Moment
     ) -> tuple[list[Task], Changes]:
         """Hand out up to ``slots`` tasks, and up to ``extra`` more of the ``fast`` types.
 
-        ``waiting``: how many other workers wait; a short backlog is shared out evenly among them all.
+        ``waiting``: how many other workers wait; a short backlog is shared out evenly among them all. Of a queue with a
+        limit nothing is handed out ahead: what waits at a worker counts as running.
         """
         changes = Changes()
         if not worker.may_reserve(now.mono, self.leases.heartbeat):
             return [], changes
         if self.suspects.shelves and slots and not worker.running and self.kept_back is None:
-            alone = self.suspects.next_for(worker)
+            alone = self.suspects.next_for(worker, self.open_to(worker, self.suspects), now.wall)
             if alone:
                 return self._hand_out(worker, alone, now, changes)
         if worker.alone:
             return [], changes
-        shelves = self.ready.serving(worker.queues, worker.types)
-        share = -(-sum(shelf.pending for shelf in shelves) // (waiting + 1))
-        taken = self.ready.take(shelves, min(slots, share))
+        shelves, rooms = self.open_to(worker), self.rules.rooms(self.figures)
+        share = -(-dispatch.available(shelves, rooms) // (waiting + 1))
+        taken = dispatch.take(self.ready, worker, shelves, min(slots, share), now.wall, rooms)
         if extra and len(taken) == slots < share:
-            quick = [shelf for shelf in shelves if shelf.type in fast]
-            taken += self.ready.take(quick, min(extra, share - slots))
+            quick = [shelf for shelf in shelves if shelf.type in fast and shelf.queue not in rooms]
+            taken += dispatch.take(self.ready, worker, quick, min(extra, share - slots), now.wall, rooms)
         return self._hand_out(worker, taken, now, changes)
 
     def _hand_out(self, worker: Worker, taken: list[Task], now: Moment, changes: Changes) -> tuple[list[Task], Changes]:
@@ -440,7 +458,8 @@ class QueueState:
         if self.kept_back is not None and (now.mono >= self._kept_until or not self.leases.expected()):
             done.append(self._release())
         if self.kept_back is None:
-            kept = self.suspects.keep(self.leases.workers.values(), lambda one: self._may_reserve(one, now))
+            shelves = self.rules.open(list(self.suspects.shelves.values()), self.figures)
+            kept = self.suspects.keep(self.leases.workers.values(), lambda one: self._may_reserve(one, now), shelves)
             done.append(Changes(recall=[worker.incarnation for worker in kept]))
         return done
 

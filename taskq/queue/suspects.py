@@ -8,7 +8,7 @@ runs the least. It gets nothing new until it has taken a suspect, or until there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from taskq.queue.leases import Worker
@@ -20,19 +20,20 @@ from taskq.queue.task import Task, TaskError
 class Suspects(Ready):
     """The shelves of pending suspects, and who is kept free for them."""
 
-    def next_for(self, worker: Worker) -> list[Task]:
-        """The next one for a worker process that holds nothing; it takes nothing else until that is over."""
-        taken = self.take(self.serving(worker.queues, worker.types), 1)
+    def next_for(self, worker: Worker, shelves: Sequence[Shelf], wall: float) -> list[Task]:
+        """The next one on these shelves for a worker process that holds nothing; it takes nothing else until that is
+        over."""
+        taken = self.take(shelves, 1, wall)
         worker.alone = bool(taken) or worker.alone
         return taken
 
-    def keep(self, workers: Iterable[Worker], able: Callable[[Worker], bool]) -> list[Worker]:
+    def keep(self, workers: Iterable[Worker], able: Callable[[Worker], bool], shelves: Sequence[Shelf]) -> list[Worker]:
         """Choose who is to become empty, and let go of those who need not; gives those for whom something has changed.
 
-        ``able``: whether a worker process may be given tasks at all.
+        ``able``: whether a worker process may be given tasks at all. ``shelves``: those of suspects that may be handed
+        out.
         """
         there = list(workers)
-        shelves = list(self.shelves.values())
         changed = [one for one in there if one.alone and not _is_needed(one, shelves)]
         for worker in changed:
             worker.alone = False

@@ -103,7 +103,7 @@ class WorkerVerbs(QueueCore):
             self._housekeeper.expect(0.0)  # it may be the last one for which tasks are kept back
             mark = self._commit.add(changes.written)
             self._commit.settle(mark)
-            self._waiting.wake(changes.ready)
+            self._wake(changes.ready)
         task_log.worker_joined(joined)
         return {
             "session": joined.session,
@@ -136,7 +136,7 @@ class WorkerVerbs(QueueCore):
                 now = self._now()
                 if self._state.expiry.first() <= now.wall:
                     self._finish(self._state.expire(now), durable=False)
-                rivals = self._waiting.rivals(self._state.ready.serving(worker.queues, worker.types))
+                rivals = self._waiting.rivals(self._state.open_to(worker))
                 tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, now)
                 if called is not None and not self._may_reserve(called):  # or it took a suspect
                     self._waiting.hand_on(called)

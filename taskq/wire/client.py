@@ -20,12 +20,15 @@ from taskq.service import (
     BeatReply,
     ChildInfo,
     Evidence,
+    Explained,
     Finished,
     Found,
     Handout,
     Hello,
     Outcome,
     PoolInfo,
+    PurgedQueue,
+    QueueInfo,
     Report,
     Reserved,
     Submitted,
@@ -129,6 +132,28 @@ class RemoteQueue:
     def purge(self, states: Sequence[str], older_s: float) -> int:
         """Delete final records."""
         return cast(int, self._call("purge", states, older_s))
+
+    # -- queues
+
+    def pause_queue(self, queue: str, by: str) -> QueueInfo:
+        """Hand out nothing of a queue."""
+        return cast(QueueInfo, self._call("pause_queue", queue, by))
+
+    def resume_queue(self, queue: str) -> QueueInfo:
+        """Hand out again."""
+        return cast(QueueInfo, self._call("resume_queue", queue))
+
+    def limit_queue(self, queue: str, running: int | None) -> QueueInfo:
+        """Let at most so many tasks of a queue run at once."""
+        return cast(QueueInfo, self._call("limit_queue", queue, running))
+
+    def purge_queue(self, queue: str, below: int) -> PurgedQueue:
+        """Cancel tasks that wait in a queue."""
+        return PurgedQueue(*self._call("purge_queue", queue, below))
+
+    def explain(self, id: int) -> Explained:
+        """Why a task does not run now."""
+        return cast(Explained, self._call("explain", id))
 
     # -- pools
 

@@ -87,6 +87,7 @@ class Child:
             threads=settings.threads,
             tasks=settings.tasks,
             queues=settings.queues,
+            queue_order=settings.queue_order,
             connect_timeout=settings.connect_timeout,
             log_level=settings.log_level,
             log_format=settings.log_format,

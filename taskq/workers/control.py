@@ -41,6 +41,7 @@ class ChildConfig:
     threads: int
     tasks: tuple[str, ...]
     queues: tuple[str, ...]
+    queue_order: str
     connect_timeout: float
     log_level: str
     log_format: str

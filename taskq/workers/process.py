@@ -111,6 +111,7 @@ class Process:
             pid=os.getpid(),
             threads=own.threads,
             queues=own.queues,
+            queue_order=own.queue_order,
             types=[found.describe() for found in registry.all_types()],
         )
 

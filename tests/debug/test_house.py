@@ -24,7 +24,7 @@ LAYERS = (
     ("config", "logs"),
     ("where", "queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
     ("service", "signature", "stores.base"),
-    ("registry", "options", "unique", "queue.*", "addresses", "selecting"),
+    ("registry", "options", "unique", "queue.*", "addresses", "selecting", "queues"),
     ("queue.job_queue", "stores.*", "wire.*"),
     ("pauses", "reconnecting", "feed", "results", "catalog", "pipeline", "client", "workers.*", "builtin_tasks"),
     ("views", "records", "entries", "submit", "monitor", "local_pool", "manager"),
@@ -57,6 +57,7 @@ PURE = (
         "queue.suspects",
         "queue.uniqueness",
     ),
+    *("queue.dispatch", "queue.explain"),
     *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec"),
     *("where", "layout", "records", "views", "bench.figures"),
 )

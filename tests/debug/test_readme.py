@@ -19,7 +19,11 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding=
 COMMANDS = {
     name: importlib.import_module(f"taskq.cli.{name}").command for name in ("manager", "worker", "submit", "monitor")
 }
-VERBS = ("list", "show", "result", "cancel", "purge")
+VERBS = {
+    "task": ("list", "show", "result", "explain", "cancel", "purge"),
+    "queue": ("list", "pause", "resume", "limit", "purge"),
+    "worker": ("list",),
+}
 
 LINK = re.compile(r"\]\([^)]+\)|https?://(?!api\.example)")
 
@@ -65,12 +69,13 @@ def option_tables() -> dict[str, str]:
     for name, lines in of.items():
         shared = everywhere if name == "manager" else [*everywhere, *connecting]
         tables[f"taskq-{name}"] = table(line for line in lines if line not in shared)
-    verbs = COMMANDS["monitor"].commands["task"].commands
-    for verb in VERBS:
-        own = [line for line in rows(verbs[verb]) if line not in [*everywhere, *connecting]]
-        if own:
-            tables[f"taskq-monitor task {verb}"] = table(own)
-    assert set(verbs) == set(VERBS)
+    for group, names in VERBS.items():
+        verbs = COMMANDS["monitor"].commands[group].commands
+        for verb in names:
+            own = [line for line in rows(verbs[verb]) if line not in [*everywhere, *connecting]]
+            if own:
+                tables[f"taskq-monitor {group} {verb}"] = table(own)
+        assert set(verbs) == set(names)
     return tables
 
 

@@ -94,14 +94,14 @@ def test_whatever_comes_in_whatever_order_is_handed_out_by_priority_and_age(
     for number in gone:
         tasks[number].state = State.CANCELLED
         ready.gone(tasks[number])
-    found = ready.take(ready.serving((), ("x",)), cut)
+    found = ready.take(ready.serving((), ("x",)), cut, 0.0)
     for number in later:
         others.push(tasks[number])
     ready.absorb(others)
     expected = sorted(set(order) - gone, key=lambda n: (-tasks[n].terms.priority, n))
     assert [task.id for task in found] == expected[:cut]
     expected = sorted([*expected[cut:], *later], key=lambda n: (-tasks[n].terms.priority, n))
-    assert [task.id for task in ready.take(ready.serving((), ("x",)), 20)] == expected
+    assert [task.id for task in ready.take(ready.serving((), ("x",)), 20, 0.0)] == expected
     assert not ready.shelves
 
 

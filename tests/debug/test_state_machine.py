@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from taskq.queue.changes import Changes
 from taskq.queue.check import check
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.lifecycle import TRANSITIONS, next_state
+from taskq.queue.ready import AGING
 from taskq.queue.state import HOLD, RUNS_PER_EPOCH, QueueState
 from taskq.queue.task import FINAL, NewTask, State, TaskRow, new_task, to_row
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
-from taskq.stores.base import KeyRow, UniqueRow
+from taskq.stores.base import KeyRow, QueueRow, UniqueRow
 
 LEASE = 30.0
 LIMIT = 40
@@ -52,6 +54,8 @@ class QueueWalk(RuleBasedStateMachine):
         self.uniques: list[UniqueRow] = []
         self.highest_run = 0
         self.over: set[tuple[int, int]] = set()
+        self.limits: dict[str, int] = {}
+        self.paused: set[str] = set()
         self.workers = 0
         for name in ("w1", "w2"):
             self.join((), TYPES)
@@ -209,21 +213,28 @@ class QueueWalk(RuleBasedStateMachine):
             and (not worker.queues or self.wanted[number].terms.queue in worker.queues)
             and not (self.state.kept_back is not None and number < self.state._kept_below)
         ]
-        servable.sort(key=lambda number: (-self.wanted[number].terms.priority, number))
+        rooms = self.rooms()
         suspects = [number for number in servable if self.state.tasks[number].deaths]
         servable = [number for number in servable if number not in suspects]
         free, alone = not worker.running and self.state.kept_back is None, worker.alone
+        fits = sum(
+            min(count, rooms.get(queue, count))
+            for queue, count in Counter(self.wanted[number].terms.queue for number in servable).items()
+        )
+        before = dict(rooms)
         tasks, changes = self.state.reserve(worker, slots, extra, ["x"], waiting, self.now)
         if not worker.may_reserve(self.mono, LEASE / 3):
             assert not tasks
             return
+        suspects = [number for number in suspects if rooms.get(self.wanted[number].terms.queue, 1)]
         if free and suspects:
-            servable, slots, extra, waiting = suspects[:1], 1, 0, 0
+            servable, slots, extra, waiting, fits, before = suspects, 1, 0, 0, 1, {}
         elif alone:
             assert not tasks, "it is to be empty, or runs a suspect"
             return
-        share = -(-len(servable) // (waiting + 1))
-        assert [task.id for task in tasks[:slots]] == servable[: min(slots, share)]
+        share = -(-fits // (waiting + 1))
+        assert [task.id for task in tasks[:slots]] == self.best_first(servable, rooms, min(slots, share))
+        assert all(task.queue not in before for task in tasks[slots:]), "nothing of a queue with a limit goes ahead"
         assert all(task.type == "x" for task in tasks[slots:]) and len(tasks) <= min(slots + extra, max(share, 0))
         for task in tasks:
             assert task.run > self.highest_run, "a run was given twice"
@@ -232,6 +243,44 @@ class QueueWalk(RuleBasedStateMachine):
                 self.spent.append((name, task.id, self.out[name][task.id]))
             self.out[name][task.id] = task.run
         self.save(changes, durable=data.draw(st.booleans()))
+
+    def best_first(self, servable: list[int], rooms: dict[str, int], limit: int) -> list[int]:
+        """Heads of lanes by priority, one step higher for each `AGING` that they have waited, then by id."""
+        lanes: dict[tuple[str, str, int], list[int]] = {}
+        for number in sorted(servable):
+            terms = self.wanted[number].terms
+            lanes.setdefault((terms.queue, terms.type, terms.priority), []).append(number)
+        found: list[int] = []
+        while len(found) < limit:
+            heads = [
+                (-priority - max(0, int((self.wall - self.state.tasks[lane[0]].due_at) / AGING)), lane[0], queue, lane)
+                for (queue, _, priority), lane in lanes.items()
+                if lane and rooms.get(queue, 1)
+            ]
+            if not heads:
+                break
+            _, number, queue, lane = min(heads)
+            found.append(number)
+            lane.pop(0)
+            if queue in rooms:
+                rooms[queue] -= 1
+        return found
+
+    def rooms(self) -> dict[str, int]:
+        """How many tasks of each queue may be handed out, for those that have a limit or are paused."""
+        running = Counter(
+            self.wanted[number].terms.queue for number, state in self.expected.items() if state is State.RUNNING
+        )
+        rooms = {queue: max(0, most - running[queue]) for queue, most in self.limits.items()}
+        return {**rooms, **dict.fromkeys(self.paused, 0)}
+
+    @rule(queue=st.sampled_from(QUEUES), paused=st.booleans(), limit=st.sampled_from([None, None, 1, 3]))
+    def lay_down(self, queue: str, paused: bool, limit: int | None) -> None:
+        self.state.rules.put(QueueRow(queue, "ann@host", self.wall if paused else None, limit))
+        self.paused = self.paused - {queue} | ({queue} if paused else set())
+        self.limits.pop(queue, None)
+        if limit is not None:
+            self.limits[queue] = limit
 
     def draw_held(self, data: st.DataObject) -> tuple[str, int, int] | None:
         held = [(name, number, run) for name, tasks in sorted(self.out.items()) for number, run in tasks.items()]
@@ -392,6 +441,7 @@ class QueueWalk(RuleBasedStateMachine):
         """The manager is killed: what was not written is lost, the workers live on."""
         epoch = self.state.epoch + 1
         state = QueueState(QueueSettings(lease=LEASE, max_pending=LIMIT), epoch=epoch, next_id=self.state.next_id)
+        state.rules = self.state.rules
         for name in self.out:
             if name in self.state.leases.workers:
                 state.leases.expect(name, "pool", name, "h", 2, self.mono)
