@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -49,6 +50,22 @@ def resolve_keys(
         ids[position] = twin.id
         existing.append(position)
     return ids, existing, list(keys.values())
+
+
+def without(existing: Sequence[int], ids: Sequence[int], items: Sequence[NewTask]) -> list[tuple[int, NewTask]]:
+    """Ids and items, but for those at the positions ``existing``."""
+    pairs = list(zip(ids, items, strict=True))
+    if not existing:
+        return pairs
+    taken = set(existing)
+    return [pair for position, pair in enumerate(pairs) if position not in taken]
+
+
+def by_queue(fresh: Sequence[tuple[int, NewTask]], terms: Sequence[Terms]) -> Mapping[str, int]:
+    """How many of these tasks go to each queue; ``terms``: theirs, see `kinds`."""
+    if len(terms) == 1 and fresh:
+        return {terms[0].queue: len(fresh)}
+    return Counter(item.terms.queue for _, item in fresh)
 
 
 def full(queue: str, waiting: int, oldest: float | None) -> QueueFull:

@@ -24,7 +24,7 @@ from typing import Any
 
 from taskq.config import QueueSettings
 from taskq.queue import dispatch
-from taskq.queue.admission import afresh, full, kinds, record, resolve_keys
+from taskq.queue.admission import afresh, by_queue, full, kinds, record, resolve_keys, without
 from taskq.queue.changes import Accepted, Changes
 from taskq.queue.expiry import Expiry, expired
 from taskq.queue.figures import Figures
@@ -154,19 +154,18 @@ class QueueState:
 
         Raises `QueueFull`, `KeyConflict`, `NotUnique`.
         """
-        first, changes, terms = self.next_id, Changes(), kinds(items)
-        ids, existing, keys = resolve_keys(items, known, first)
+        changes, terms = Changes(), kinds(items)
+        ids, existing, keys = resolve_keys(items, known, self.next_id)
         uniques: list[UniqueRow] = []
         if any(kind.unique_in is not None for kind in terms):
             uniques = self.uniqueness.admit(items, ids, existing, self.tasks, now.wall)
-        taken = set(existing)
-        fresh = [position for position in range(len(items)) if position not in taken]
-        counts = Counter(items[position].terms.queue for position in fresh)
+        fresh = without(existing, ids, items)
+        counts = by_queue(fresh, terms)
         self._refuse_if_full(counts, now)
         for queue, count in counts.items():
             self.figures.submitted(queue, count, now.mono)
         self.next_id += len(items)
-        changes.written = [record(first + position, items[position], client, now.wall) for position in fresh]
+        changes.written = [record(id, item, client, now.wall) for id, item in fresh]
         self.tasks.update((task.id, task) for task in changes.written)
         changes.ready = self.ready.extend(task for task in changes.written if task.state is PENDING)
         for (queue, _), count in changes.ready.items():
