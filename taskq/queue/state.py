@@ -197,8 +197,7 @@ class QueueState:
             task = self.tasks[row.id] = afresh(row, self._next_run, now.wall)
             self._next_run += 1
             self._move(task, Event.REQUEUE, changes)
-        known = self.uniqueness.ids() if uniques else set()
-        self.uniqueness.add(row for row in uniques if row.id in self.tasks and row.id not in known)
+        self.uniqueness.add(row for row in uniques if row.id in self.tasks)
         return changes
 
     def oldest_pending(self, now: Moment) -> dict[str, float]:
@@ -446,7 +445,7 @@ class QueueState:
 
     def tick(self, now: Moment) -> list[Changes]:
         """Everything that is due by ``now``: scheduled tasks, ended leases, what was kept back after a restart."""
-        done = [self._follow_wall_clock(now), self.expire(now, DUE_STEP), self._due(now)]
+        done = [self.expire(now, DUE_STEP), self._follow_wall_clock(now), self._due(now)]
         self.uniqueness.sweep(self.tasks, now.wall)
         for worker in list(self.leases.expired(now.mono)):
             done.append(self.worker_gone(worker, "silence: its lease ran out", None, now, counts=True))

@@ -9,6 +9,7 @@ survives a restart; it is written with the submit and never changes.
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 
 from taskq.errors import NotUnique
@@ -28,11 +29,11 @@ class Uniqueness:
         return len(self._rows)
 
     def add(self, rows: Iterable[UniqueRow]) -> None:
-        """Tasks that stand for their values; those of rows that tell of a repetition are left out."""
+        """Tasks that stand for their values; rows that tell of a repetition, or are here, are left out."""
         for row in rows:
-            if row.twin is None:
+            if row.twin is None and row.id not in self._rows:
                 self._rows[row.id] = row
-                self._ids.setdefault(row.value, []).append(row.id)
+                insort(self._ids.setdefault(row.value, []), row.id)
                 if row.until is not None:
                     heapq.heappush(self._windows, (row.until, row.id))
 

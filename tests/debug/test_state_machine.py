@@ -421,8 +421,8 @@ class QueueWalk(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([-366 * 86400.0, 366 * 86400.0]))
     def jump_wall_clock(self, seconds: float) -> None:
-        pauses = {n: task.due_at - self.wall for n, task in self.state.tasks.items() if task.state is State.SCHEDULED}
         self.let_pass(0.0, [])
+        pauses = {n: task.due_at - self.wall for n, task in self.state.tasks.items() if task.state is State.SCHEDULED}
         leased = {name: set(worker.running) for name, worker in self.state.leases.workers.items()}
         self.wall += seconds
         for changes in self.state.tick(self.now):
