@@ -13,16 +13,23 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 
 import psutil
 
 from taskq.config import Join, PoolSettings
 from taskq.errors import TaskqError
-from taskq.service import ChildInfo, PoolInfo
+from taskq.service import ChildInfo, Evidence, PoolInfo
 from taskq.workers import control
 from taskq.workers.slots import Running, SlotTable
+from taskq.workers.stderr import Tail
 from taskq.workers.usage import Usage
+
+SAMPLE = 1.0
+"""Seconds between two looks at its memory, at least."""
+MEMORY = 60.0
+"""Seconds for which they are remembered."""
 
 _COMMAND = (sys.executable, "-m", "taskq.workers.process")
 _SUSPENDED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
@@ -54,28 +61,26 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._looks: psutil.Process | None = None
         self._usage: Usage | None = None
+        self._rss: deque[tuple[float, int]] = deque(maxlen=int(MEMORY / SAMPLE))
 
     def start(self, join: Join, pool: PoolInfo, settings: PoolSettings) -> None:
         """Start the process. Raises `OSError` when the system has no room for another one."""
-        self._slots = SlotTable.create(settings.threads)
-        try:
-            status, writer = os.pipe()
-        except OSError:
-            self._slots.close()
-            raise
-        try:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as failed:
+            self._slots = SlotTable.create(settings.threads)
+            failed.callback(self._slots.close)
+            status, writer = _pipe(failed, ours)
+            reader, stderr = _pipe(failed, ours)
+            copy = os.dup(2)
+            ours.callback(os.close, copy)
             self._process = subprocess.Popen(
                 _COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(self._slots.descriptor, writer),
+                stderr=stderr,
+                pass_fds=(self._slots.descriptor, writer, copy, reader),
             )
-        except OSError:
-            os.close(status)
-            self._slots.close()
-            raise
-        finally:
-            os.close(writer)
+            failed.pop_all()
+        self._tail = Tail(reader)
         with contextlib.suppress(psutil.Error):
             self._looks = psutil.Process(self._process.pid)
             self._usage = Usage(self._looks)
@@ -93,6 +98,7 @@ class Child:
             log_format=settings.log_format,
             slots=self._slots.descriptor,
             status=writer,
+            stderr=(copy, reader),
         )
         self.send(config.to_line())
         threading.Thread(target=self._watch, args=(self._process, status), name="taskq-child", daemon=True).start()
@@ -151,6 +157,15 @@ class Child:
             running=running,
         )
 
+    def sample(self, now: float) -> None:
+        """Note its memory, once a second at most. ``now``: monotonic seconds."""
+        if self._looks is None or (self._rss and now - self._rss[-1][0] < SAMPLE):
+            return
+        with contextlib.suppress(psutil.Error):
+            rss = self._looks.memory_info().rss
+            if rss:
+                self._rss.append((now, rss))
+
     def running(self) -> list[Running]:
         """What its threads are doing, or were doing when it ended; nothing after `close`."""
         with self._closing:
@@ -171,14 +186,28 @@ class Child:
         """(the tasks that may have brought it down, the stack of the thread that crashed if that is known)."""
         return self._slots.guilty(), self._slots.crash()
 
+    def evidence(self, now: float, crash: str) -> Evidence:
+        """What is known of its end, which was at ``now`` (monotonic seconds)."""
+        rss = [(round(now - at, 1), size) for at, size in self._rss if now - at <= MEMORY]
+        return Evidence(rss=rss, stderr=self._tail.lines(), crash=crash)
+
     def close(self) -> None:
-        """Let go of its slot table and pipe; it must have ended."""
+        """Let go of its slot table and pipes; it must have ended."""
+        self._tail.finish()
         with self._closing:  # the heartbeat may be looking at it
             self._closed = True
             self._slots.close()
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
+
+
+def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe, whose ends are closed with these."""
+    reader, writer = os.pipe()
+    reading.callback(os.close, reader)
+    writing.callback(os.close, writer)
+    return reader, writer
 
 
 def how(code: int) -> str:

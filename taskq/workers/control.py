@@ -32,7 +32,10 @@ _CHUNK = 64 * 1024
 
 @dataclass(frozen=True)
 class ChildConfig:
-    """What one worker process is to be. ``slots``, ``status``: the descriptors of slot table and pipe."""
+    """What one worker process is to be. ``slots``, ``status``: the descriptors of slot table and pipe.
+
+    ``stderr``: those of `taskq.workers.stderr.Spare`.
+    """
 
     join: str
     incarnation: str
@@ -47,6 +50,7 @@ class ChildConfig:
     log_format: str
     slots: int
     status: int
+    stderr: tuple[int, int]
 
     def to_line(self) -> str:
         """The line for the child."""
@@ -56,7 +60,9 @@ class ChildConfig:
     def from_line(cls, line: str) -> ChildConfig:
         """What `to_line` wrote."""
         data = json.loads(line)
-        return cls(**{**data, "tasks": tuple(data["tasks"]), "queues": tuple(data["queues"])})
+        return cls(
+            **{**data, "tasks": tuple(data["tasks"]), "queues": tuple(data["queues"]), "stderr": tuple(data["stderr"])}
+        )
 
 
 def join_command(join: Join) -> str:

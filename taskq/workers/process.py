@@ -25,6 +25,7 @@ from taskq.wire.client import RemoteQueue
 from taskq.workers import control
 from taskq.workers.attachment import Attachment, ReportedDead
 from taskq.workers.slots import SlotTable
+from taskq.workers.stderr import Spare
 from taskq.workers.worker import TICK, Worker
 
 _log = logging.getLogger("taskq.workers.process")  # not __name__, which is "__main__" here
@@ -38,6 +39,7 @@ class Process:
         self._commands = commands
         self._join = Join.from_json(given.join, "the parent's join file")
         self._slots = SlotTable(given.slots, given.threads)
+        self._spare = Spare(*given.stderr)
         self._parent_gone = False
         self._leaving = False
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # of an Event, `set` may not be called by a handler
@@ -46,7 +48,7 @@ class Process:
     def run(self) -> int:
         """Boot, work, leave; gives the exit code."""
         own = self._config
-        for descriptor in (own.slots, own.status):
+        for descriptor in (own.slots, own.status, *own.stderr):
             os.set_inheritable(descriptor, False)
         faulthandler.enable(self._slots.crash_descriptor())
         os.register_at_fork(after_in_child=self._after_fork)
@@ -136,6 +138,7 @@ class Process:
             elif line.startswith(control.JOIN):
                 self._join = Join.from_json(line[len(control.JOIN) :], "the parent's join file")
         self._parent_gone = True
+        self._spare.rescue()
         self._leave()
 
 

@@ -36,7 +36,7 @@ from taskq.clock import Clock, SystemClock
 from taskq.config import Join, PoolSettings
 from taskq.errors import TaskqError
 from taskq.layout import counted
-from taskq.service import ChildInfo, PoolInfo
+from taskq.service import ChildInfo, Evidence, PoolInfo
 from taskq.wire.client import RemoteQueue
 from taskq.workers.child import Child, how
 from taskq.workers.keeper import Death, Keeper
@@ -148,10 +148,12 @@ class WorkerPool:
             logs.event(_log, logging.DEBUG, event, text)
 
     def _go_on(self) -> bool:
-        """The three duties of the loop; False when the pool is over."""
+        """A look at the children's memory and the three duties of the loop; False when the pool is over."""
         if self._error is not None and self._deadline is None:
             return False
         now = self._clock.monotonic()
+        for child in self._children():
+            child.sample(now)
         self._end_what_is_out_of_time(now)
         if self._deadline is None:
             self._bring_number_back(now)
@@ -227,7 +229,8 @@ class WorkerPool:
     def _report_death(self, child: Child, code: int, *, counts: bool, asked: bool) -> None:
         guilty, crash = child.autopsy()
         started = [(one.id, one.run) for one in guilty]
-        self._keeper.died(Death(child.incarnation, how(code), started, counts, {"crash": crash} if crash else {}))
+        evidence = child.evidence(self._clock.monotonic(), crash) if started else Evidence()
+        self._keeper.died(Death(child.incarnation, how(code), started, counts, evidence))
         if asked and not started:
             return
         doing = ", ".join(f"{one.type} {one.id}" for one in guilty)
