@@ -27,7 +27,7 @@ from taskq.queue.task import NewTask
 from taskq.queues import purge, whoami
 from taskq.reconnecting import Reconnecting
 from taskq.registry import Prepared, TaskType, correlation_id
-from taskq.results import Results, TaskHandle
+from taskq.results import Results, TaskHandle, Waited
 from taskq.service import Connection, Explained, Hello, PurgedQueue, QueueInfo, QueueService, Types
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode, encode_arguments
@@ -254,6 +254,16 @@ class Client:
         Raises `TimeoutError` when not all have finished ``timeout`` seconds after the first one was asked for.
         """
         return self._results.as_completed(handles, timeout)
+
+    def wait(
+        self, handles: Iterable[TaskHandle[Any]], timeout: float | None = None, return_when: str = "ALL_COMPLETED"
+    ) -> Waited:
+        """Wait for tasks, at most ``timeout`` seconds, as `concurrent.futures.wait` does; gives ``(done, not_done)``.
+
+        ``return_when``, as there: "ALL_COMPLETED"; "FIRST_COMPLETED": as soon as any is done; "FIRST_EXCEPTION": as
+        soon as any has failed. When the time is over nothing is raised.
+        """
+        return self._results.wait(handles, timeout, return_when)
 
     def explain(self, id: int) -> Explained:
         """Why a task does not run now, and what must happen first: each cause with ``code`` and ``text``.

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
+from taskq.callbacks import Callback, Callbacks
 from taskq.clock import SystemClock
 from taskq.errors import StoreChanged, TaskqError
 from taskq.pauses import Pauses
@@ -95,6 +96,7 @@ class Feed:
         self._top = 0
         self._lags = 0
         self._watches: list[Watch] = []
+        self.callbacks = Callbacks()
         self._thread: threading.Thread | None = None
         self._error: TaskqError | None = None
         self._closed = threading.Event()
@@ -147,6 +149,16 @@ class Feed:
                     return None
                 self._changed.wait(left)
             return slot.outcome
+
+    def call_back(self, slot: Slot, callback: Callback) -> bool:
+        """Call this when the own slot settles; False: it has already, and nothing is called."""
+        self._start()
+        with self._changed:
+            if slot.outcome is not None:
+                return False
+            self.check(slot)
+            self.callbacks.add(slot, callback)
+            return True
 
     def watch(self, slots: Sequence[Slot]) -> Watch:
         """Begin to collect these own slots as they settle; give it to `unwatch` in the end."""
@@ -205,11 +217,14 @@ class Feed:
                 self._unclaimed.clear()
                 for ticket in self._tickets:
                     ticket.floor = 0
+                for slot in self.callbacks.waiting():
+                    self.callbacks.settled(slot)  # there will be no news: whoever reads the result hears why
                 self._changed.notify_all()
 
     def end(self) -> None:
         """Let the thread end soon, and everybody who waits; does not wait itself."""
         self._closed.set()
+        self.callbacks.end()
         self._manager.close()
         with self._changed:
             self._changed.notify_all()
@@ -264,6 +279,8 @@ class Feed:
             if not self._closed.is_set():
                 self._error = error
             self._closed.set()
+            for slot in self.callbacks.waiting():
+                self.callbacks.settled(slot)
             self._changed.notify_all()
 
     def _settle(self, news: Sequence[Outcome]) -> None:
@@ -277,6 +294,8 @@ class Feed:
                     self._unclaimed[outcome.id] = outcome
                 continue
             slot.outcome = outcome
+            if self.callbacks:
+                self.callbacks.settled(slot)
             for watch in self._watches:
                 if watch.open.pop(outcome.id, None) is not None:
                     watch.ready.append(slot)

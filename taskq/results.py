@@ -6,10 +6,11 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+from taskq.callbacks import Others, call
 from taskq.clock import SystemClock
-from taskq.errors import ResultExpired, TaskCancelled, TaskFailed, TaskNotFound, TaskqError
+from taskq.errors import BadArguments, ResultExpired, TaskCancelled, TaskFailed, TaskNotFound, TaskqError
 from taskq.feed import SETTLED, Feed, Slot
 from taskq.reconnecting import PASSING, Reconnecting, closed
 from taskq.service import MAX_BATCH, MAX_WAIT, Connection, Outcome
@@ -18,6 +19,8 @@ from taskq.wire.codec import decode
 R = TypeVar("R")
 
 FOREVER = float("inf")
+RETURN_WHEN = ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION")
+"""When `Client.wait` returns: the constants of `concurrent.futures`, which are slow to import."""
 
 
 class RemoteTraceback(Exception):
@@ -92,6 +95,22 @@ class TaskHandle(Slot, Generic[R]):
         error.__cause__ = cause(outcome)
         return error
 
+    def add_done_callback(self, callback: Callable[[TaskHandle[R]], object]) -> None:
+        """Call ``callback(handle)`` when the task is completed, failed or cancelled; at once, here, if it is already.
+
+        Otherwise in a thread of the client's, one after the other; an exception is logged and ends nothing. When the
+        manager turns out to have another store, it is called too, and `result` says so; never after the client is
+        closed. Raises as `result` does.
+        """
+        self._results.call_back(self, callback)
+
+
+class Waited(NamedTuple):
+    """What `Client.wait` gives: the tasks that have finished, and the others."""
+
+    done: set[TaskHandle[Any]]
+    not_done: set[TaskHandle[Any]]
+
 
 def failure(outcome: Outcome) -> TaskFailed:
     """The error that a failed task's outcome stands for."""
@@ -141,6 +160,7 @@ class Results:
         self._used: set[Reconnecting] = set()
         self._closed = False
         self._disowned = False
+        self._others = Others(feed.callbacks)
         self._forgotten = weakref.finalize(self, _forget, feed, manager, self._idle)
         self._forgotten.atexit = False
 
@@ -246,8 +266,37 @@ class Results:
             if watch is not None:
                 self._feed.unwatch(watch)
 
+    def wait(self, handles: Iterable[TaskHandle[Any]], timeout: float | None, return_when: str) -> Waited:
+        """See `Client.wait`."""
+        if return_when not in RETURN_WHEN:
+            raise BadArguments(f"return_when is one of {', '.join(RETURN_WHEN)}, not {return_when!r}")
+        wanted = set(handles)
+        waiting = [handle for handle in wanted if handle.outcome is None]
+        if waiting and timeout is not None and timeout <= 0:
+            for handle, outcome in zip(waiting, self.ask(waiting), strict=True):
+                if outcome.state in SETTLED:
+                    self._settle(handle, outcome)
+        with suppress(TimeoutError):
+            for handle in self.as_completed(wanted, timeout):
+                if return_when == "FIRST_COMPLETED" or (return_when == "FIRST_EXCEPTION" and _is_error(handle)):
+                    break
+        done = {handle for handle in wanted if handle.outcome is not None}
+        return Waited(done, wanted - done)
+
+    def call_back(self, handle: TaskHandle[R], callback: Callable[[TaskHandle[R]], object]) -> None:
+        """See `TaskHandle.add_done_callback`."""
+        self._refuse_unusable(handle)
+        if handle.outcome is None and not handle.own:
+            if self._closed:
+                raise closed()
+            self._feed.callbacks.add(handle, callback)
+            self._others.add(handle, self.wait_any)
+        elif handle.outcome is not None or not self._feed.call_back(handle, callback):
+            call(handle, callback)
+
     def close(self) -> None:
         """Close the connections that were opened to wait by id."""
+        self._feed.callbacks.end()
         with self._lock:
             self._closed = True
             opened = [*self._idle, *self._used]
@@ -311,6 +360,10 @@ def _parts(slots: Sequence[Slot]) -> list[Sequence[Slot]]:
 def _wait(manager: Reconnecting, slots: Sequence[Slot], timeout: float, patience: float) -> Sequence[Outcome]:
     ids = [slot.id for slot in slots]
     return manager.call(lambda queue: queue.wait(ids, timeout), patience, first_too=True)
+
+
+def _is_error(slot: Slot) -> bool:
+    return slot.outcome is not None and slot.outcome.state in ("failed", "unknown")
 
 
 def _found(slot: Slot) -> Outcome:

@@ -1,0 +1,121 @@
+"""Calling what somebody wants called when tasks have settled: one thread for a client, started when first needed.
+
+It is not the thread that takes the news: what is called may itself wait for news, or take its time. Tasks of other
+clients, of which the feed has no news, are waited for by id (`Others`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+from taskq.errors import TaskqError
+
+_log = logging.getLogger("taskq.client")
+
+ROUND = 1.0
+"""Seconds after which `Others` looks whether there are more handles to wait for."""
+
+Callback = Callable[[Any], object]
+"""Takes the handle of the task."""
+
+
+class Callbacks:
+    """What waits to be called, by handle; a handle that something waits for is held until then.
+
+    The methods never wait, so that they may be called with a lock held that the callbacks take too.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted: dict[Any, list[Callback]] = {}
+        self._due: SimpleQueue[tuple[Any, list[Callback]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._wanted)
+
+    def waiting(self) -> list[Any]:
+        """The handles for which something waits to be called."""
+        with self._lock:
+            return list(self._wanted)
+
+    def add(self, handle: Any, callback: Callback) -> None:
+        """Call this when `settled` tells of the handle."""
+        with self._lock:
+            self._wanted.setdefault(handle, []).append(callback)
+
+    def settled(self, handle: Any) -> None:
+        """There is no further news of this handle: call what waits for it, in the order in which it was added."""
+        with self._lock:
+            callbacks = self._wanted.pop(handle, None)
+            if callbacks is None:
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(target=_run, args=(self._due,), name="taskq-callbacks", daemon=True)
+                self._thread.start()
+            self._due.put((handle, callbacks))
+
+    def end(self) -> None:
+        """End the thread after what is due; what still waits is never called."""
+        with self._lock:
+            self._wanted.clear()
+            if self._thread is not None:
+                self._due.put(None)
+
+
+class Others:
+    """Waits in one thread, by id, for tasks that are not this client's own, as long as there are any."""
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
+        self._lock = threading.Lock()
+        self._open: dict[Any, None] = {}
+        self._running = False
+
+    def add(self, handle: Any, wait_any: Callable[[Sequence[Any], float], Sequence[Any]]) -> None:
+        """Tell the `Callbacks` when this handle settles. ``wait_any(handles, seconds)`` gives those that have.
+
+        This object never holds ``wait_any`` while nothing is waited for.
+        """
+        with self._lock:
+            self._open[handle] = None
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, args=(wait_any,), name="taskq-others", daemon=True).start()
+
+    def _run(self, wait_any: Callable[[Sequence[Any], float], Sequence[Any]]) -> None:
+        while handles := self._left():
+            try:
+                settled = wait_any(handles, ROUND)
+            except TaskqError:
+                settled = handles  # there will be no news: whoever reads the result hears why
+            for handle in settled:
+                self._callbacks.settled(handle)
+            with self._lock:
+                for handle in settled:
+                    self._open.pop(handle, None)
+
+    def _left(self) -> list[Any]:
+        with self._lock:
+            self._running = bool(self._open)
+            return list(self._open)
+
+
+def call(handle: Any, callback: Callback) -> None:
+    """Call it here and now; an exception is logged and ends nothing."""
+    try:
+        callback(handle)
+    except Exception:
+        _log.exception("a callback of %r failed", handle)
+
+
+def _run(due: SimpleQueue[tuple[Any, list[Callback]] | None]) -> None:
+    while (item := due.get()) is not None:
+        handle, callbacks = item
+        for callback in callbacks:
+            call(handle, callback)
+        del item, handle  # until the next one comes, this thread holds no handle
