@@ -143,7 +143,7 @@ def test_a_closed_client_calls_nobody_back_and_ends_its_threads(here: Here) -> N
             thread.join(5)
             assert not thread.is_alive(), thread.name
     assert called in ([], [done])
-    with pytest.raises(errors.ManagerUnavailable):
+    with pytest.raises(errors.TaskqError, match="this client is closed"):
         q.handle(1).add_done_callback(called.append)
 
 
