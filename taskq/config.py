@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -298,9 +298,11 @@ own_manager: Callable[[], Join] | None = None
 
 @dataclass(frozen=True)
 class QueueSettings:
-    """Limits and times of the queue. Seconds and bytes."""
+    """Limits and times of the queue. Seconds and bytes. A timeout of 0 means none."""
 
     lease: float = 30.0
+    timeout: float = 3600.0
+    queue_timeouts: Mapping[str, float] = field(default_factory=dict)
     max_pending: int = 1_000_000
     max_payload: int = 1024 * 1024
     keep_completed: float = 86400.0

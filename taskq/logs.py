@@ -51,6 +51,7 @@ EVENTS = {
     "task_failed": "failed for good",
     "task_cancelled": "cancelled before it was done",
     "task_returned": "back in its queue: another attempt is due, or it was handed out but not begun",
+    "task_stuck": "a task did not end when it was interrupted: its worker process is killed",
     "outcome_refused": "a late outcome of a run that is over was not taken",
     # housekeeping and strangers
     "purged": "old records were deleted",

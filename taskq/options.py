@@ -17,7 +17,7 @@ from taskq.unique import Unique
 class Options:
     """How one submit differs from its type's defaults; None: as the type says.
 
-    ``priority``: higher first. ``delay`` and ``timeout`` in seconds. ``key``: the caller's own idempotency key; the
+    ``priority``: higher first. ``delay`` and ``timeout`` (0: no limit) in seconds. ``key``: the caller's own key; the
     same key again gives the same task. ``retry``: what to do after a failure; ``max_retries`` and ``backoff`` stand for
     these parts of it alone. ``ignore_result``: drop what the task returns, its result is None. ``result_ttl``: seconds
     for which the result is kept, if that is less than the record is. ``at``: not before this time. ``expires``: a task
@@ -114,8 +114,9 @@ def problem(
     if retry is not None and not isinstance(retry, Retry):
         return f"retry must be a Retry(…), not {retry!r}"
     for name, seconds in (("timeout", timeout), ("result_ttl", result_ttl)):
-        if seconds is not None and not (_is_seconds(seconds) and seconds):
-            return f"{name} must be a number of seconds over 0, at most ten years, not {seconds!r}"
+        if seconds is not None and not (_is_seconds(seconds) and (seconds or name == "timeout")):
+            least = "0 for no limit" if name == "timeout" else "over 0"
+            return f"{name} must be a number of seconds, {least}, at most ten years, not {seconds!r}"
     if ignore_result is not None and type(ignore_result) is not bool:
         return f"ignore_result must be True or False, not {ignore_result!r}"
     return _policy_problem(policy)

@@ -10,7 +10,7 @@ from datetime import datetime, timezone, tzinfo
 from typing import Any
 
 from taskq.errors import RetryPolicy, TaskqError
-from taskq.layout import UNKNOWN, duration, plain, when
+from taskq.layout import UNKNOWN, counted, duration, plain, when
 from taskq.service import TypeInfo
 from taskq.views import outcome
 from taskq.wire import codec
@@ -52,6 +52,8 @@ def public(record: Record, types: Mapping[str, TypeInfo] | None = None) -> dict[
         "finished_at": timestamp(record["finished_at"]),
         "failures": record["failures"],
         "deaths": record["deaths"],
+        "timeout": record["timeout"],
+        "cancel_requested": record["cancel_requested"],
         "worker": record["worker_name"],
         "result": _decoded(record["result"]),
         "ignore_result": record["ignore_result"],
@@ -172,12 +174,27 @@ def cancelled_line(task_id: int, answer: str) -> str:
     """What became of a request to cancel, in words."""
     words = {
         "cancelled": "cancelled",
-        "running": "is running: its present attempt goes on, there will be no further one",
+        "running": "is running: it is asked to stop",
         "completed": "had completed already",
         "failed": "had failed already",
         "unknown": "is not there",
     }
     return f"task {task_id} {words.get(answer, answer)}"
+
+
+def cancelled_summary(answers: Sequence[str]) -> str:
+    """What became of requests to cancel, in one line.
+
+    >>> cancelled_summary(["cancelled", "running", "cancelled", "completed"])
+    '2 tasks cancelled, 1 running task asked to stop, 1 task had finished'
+    """
+    cancelled, running = answers.count("cancelled"), answers.count("running")
+    parts = [f"{counted(cancelled, 'task')} cancelled"]
+    if running:
+        parts.append(f"{counted(running, 'running task')} asked to stop")
+    if late := len(answers) - cancelled - running:
+        parts.append(f"{counted(late, 'task')} had finished")
+    return ", ".join(parts)
 
 
 def by_name(types: Sequence[TypeInfo]) -> dict[str, TypeInfo]:

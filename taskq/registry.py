@@ -302,6 +302,11 @@ class TaskContext(NamedTuple):
     correlation_id: str = ""
     on_progress: Callable[[float, str], None] = _ignore
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether this task is asked to stop. A second after that `TaskCancelled` is raised in it."""
+        return self.run in STOPPING
+
     def progress(self, fraction: float, note: str = "") -> None:
         """Say how far the task is: ``fraction`` from 0 to 1, and a few words."""
         self.on_progress(min(1.0, max(0.0, float(fraction))), str(note))
@@ -321,6 +326,8 @@ class TaskContext(NamedTuple):
 
 CURRENT: ContextVar[Callable[[], TaskContext]] = ContextVar("taskq_current_task", default=TaskContext)
 """Set by the worker around each run: makes the context when somebody asks for it, which few tasks do."""
+STOPPING: set[int] = set()
+"""Runs of this process that are asked to stop; kept by the worker."""
 logs.ask(lambda: CURRENT.get()().log_fields())
 
 

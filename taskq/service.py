@@ -108,7 +108,7 @@ class Finished(NamedTuple):
 
 
 class Handout(NamedTuple):
-    """One task for a worker. ``attempt`` counts from 1 (failures + deaths + 1).
+    """One task for a worker. ``attempt`` counts from 1 (failures + deaths + 1). ``timeout``: seconds, None = none.
 
     ``rules``: what it is to be run by beyond the usual, None = nothing: ``retry_on`` and ``never_on`` (names of
     exception classes, which hold instead of those in the type's code), ``ignore_result`` (true: report nil as result).
@@ -175,6 +175,7 @@ class PoolInfo(TypedDict):
 
 class ChildInfo(TypedDict):
     """One live worker process in a heartbeat. ``stopped``: it is suspended, so that its leases are not extended.
+    ``leaving``: it is to get no more tasks.
 
     ``running``: (task id, run, type, seconds since it started) of each busy slot.
     """
@@ -182,6 +183,7 @@ class ChildInfo(TypedDict):
     incarnation: str
     pid: int
     stopped: bool
+    leaving: bool
     cpu_percent: float
     rss_bytes: int
     running: Sequence[tuple[int, int, str, float]]
@@ -241,8 +243,9 @@ Report = Sequence[Any]
 """One of:
 
 ``(ACK, id, run, result, run_s)``: done; ``result`` encoded.
-``(NACK, id, run, error, delay, run_s)``: failed; ``error`` = (kind, type, message, traceback); ``delay`` = None for the
-task's own backoff, a number of seconds for a given one, -1 for no further attempt.
+``(NACK, id, run, error, delay, run_s)``: failed; ``error`` = (kind, type, message, traceback), of the kind
+``cancelled`` when it was interrupted because it was asked to stop; ``delay`` = None for the task's own backoff, a
+number of seconds for a given one, -1 for no further attempt.
 ``(GIVE_BACK, id, run)``: never started here.
 ``(SNOOZE, id, run, delay)``: again in ``delay`` seconds, no attempt used.
 ``(PROGRESS, id, run, fraction, note)``: how far it is.
@@ -317,7 +320,7 @@ class QueueService(Protocol):
         ...
 
     def cancel(self, ids: Sequence[int]) -> Sequence[str]:
-        """Cancel; for each id what it is now: ``cancelled``, ``running`` (asked to stop: no further attempt),
+        """Cancel; for each id what it is now: ``cancelled``, ``running`` (asked to stop; it gets no further attempt),
         ``completed`` or ``failed`` (too late), ``unknown``."""
         ...
 
@@ -386,12 +389,17 @@ class QueueService(Protocol):
         started: Sequence[tuple[int, int]],
         counts: bool,
         evidence: Evidence,
+        outcomes: Sequence[Report] = (),
     ) -> None:
         """A worker process is gone for certain. ``how``: for people (``signal 11``, ``exit code 1``).
 
         ``started``: (task, run) of what it had begun; with ``counts`` these count a death, else they just go back. The
-        ``evidence`` is kept in the history of those that count.
+        ``evidence`` is kept in the history of those that count. ``outcomes``: of runs for whose sake it was killed.
         """
+        ...
+
+    def to_cancel(self, pool: str) -> Sequence[tuple[str, int]]:
+        """(incarnation, run) of all that this pool's worker processes hold and that is to be cancelled."""
         ...
 
     def leave(self, pool: str) -> None:

@@ -90,6 +90,7 @@ class Waiters:
                 incarnation=worker["incarnation"],
                 pid=worker["pid"],
                 stopped=False,
+                leaving=False,
                 cpu_percent=0.0,
                 rss_bytes=0,
                 running=(),

@@ -42,6 +42,17 @@ def _check_store(ctx: click.Context, param: click.Parameter, value: str) -> str:
     raise click.BadParameter(f'"{value}" is no store; write sqlite:PATH or memory:')
 
 
+def _read_timeouts(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """Queue -> seconds."""
+    timeouts = {}
+    for value in values:
+        queue, equals, time = value.rpartition("=")
+        if not (queue and equals):
+            raise click.BadParameter(f'"{value}" is not QUEUE=TIME, such as mail=30s')
+        timeouts[queue] = DURATION.convert(time, param, ctx)
+    return timeouts
+
+
 QUEUE_OPTIONS = [
     setting(
         "--lease",
@@ -50,6 +61,22 @@ QUEUE_OPTIONS = [
         show_default=True,
         metavar="TIME",
         help="How long a silent worker keeps its tasks.",
+    ),
+    setting(
+        "--timeout",
+        type=DURATION,
+        default="1h",
+        show_default=True,
+        metavar="TIME",
+        help="How long a task may run for which nothing else is said; 0: without limit.",
+    ),
+    setting(
+        "--queue-timeout",
+        "queue_timeouts",
+        multiple=True,
+        callback=_read_timeouts,
+        metavar="QUEUE=TIME",
+        help="The same for the tasks of one queue; may be repeated.",
     ),
     setting(
         "--max-pending",

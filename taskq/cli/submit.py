@@ -28,7 +28,19 @@ taskq-submit --payload '{"type": "compute", "operation": "factorial", "value": 1
 taskq-submit --payload-file jobs.json
 taskq-submit --random --count 20"""
 
-OPTIONS = ("max_retries", "retry", "queue", "priority", "delay", "at", "expires", "key", "ignore_result", "result_ttl")
+OPTIONS = (
+    "max_retries",
+    "retry",
+    "queue",
+    "priority",
+    "delay",
+    "at",
+    "expires",
+    "timeout",
+    "key",
+    "ignore_result",
+    "result_ttl",
+)
 """Parameters that are options of a task (`taskq.options.Options`), in this order."""
 UNIQUE_OPTIONS = ("unique", "unique_while", "unique_within", "on_conflict")
 """Parameters that make up its option ``unique``."""
@@ -147,6 +159,9 @@ class How:
 @click.option("--delay", type=DURATION, metavar="TIME", help="Not before so long from now.")
 @click.option("--at", type=TIME, metavar="TIME", help="Not before this time, like 2030-01-31T08:00+01:00 or +90m.")
 @click.option("--expires", type=LIMIT, metavar="TIME", help="Fails unless it begins within, or by, this time.")
+@click.option(
+    "--timeout", type=DURATION, metavar="TIME", help="How long it may run; 0: without limit.  [the type's: 1h]"
+)
 @click.option("--dedupe-key", "key", metavar="KEY", help="The same key again gives the same task, not another one.")
 @click.option("--ignore-result", is_flag=True, default=None, help="Drop what the task returns.  [the type's]")
 @click.option("--result-ttl", type=DURATION, metavar="TIME", help="Keep the result so long only.  [the type's]")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from taskq.cli.output import Output, to_json
 from taskq.clock import SystemClock
 from taskq.errors import ResultExpired, TaskNotFound
 from taskq.layout import plain
-from taskq.queue.task import STATE_BY_LABEL
+from taskq.queue.task import FINAL, STATE_BY_LABEL, State
 from taskq.service import MAX_BATCH
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TASK_ID = Integer(1, 2**63 - 1)
 MAX_LISTED = 1_000
+UNFINISHED = tuple(state.label for state in State if state not in FINAL)
 NOT_FOUND_HINT = '"taskq-monitor task list" shows the tasks that there are'
 
 
@@ -185,25 +186,61 @@ def explaining(example: str) -> Verb:
 task.add_command(explaining("taskq-monitor task explain 42"))
 
 
-@task.command("cancel", example="taskq-monitor task cancel 42 43")
-@click.argument("task_ids", metavar="ID...", type=TASK_ID, nargs=-1, required=True)
+@task.command(
+    "cancel", example="taskq-monitor task cancel 42 43\ntaskq-monitor task cancel --where 'type=mail.send age>1h'"
+)
+@click.argument("task_ids", metavar="[ID...]", type=TASK_ID, nargs=-1)
+@click.option("--where", metavar="CONDITIONS", help="All that are like that, such as 'type=mail.send age>1h'.")
 @connection_options
 @common_options
-def cancel(*, task_ids: tuple[int, ...], connection: Connection, output: Output) -> int:
-    """Cancel tasks that have not finished. One that runs gets no further attempt."""
+def cancel(*, task_ids: tuple[int, ...], where: str | None, connection: Connection, output: Output) -> int:
+    """Cancel tasks that have not finished, those that run too.
+
+    A running task is asked to stop; if it does not, its worker process is ended. Whichever comes first counts: a task
+    that finishes before it has stopped is completed.
+    """
+    if bool(task_ids) == (where is not None):
+        raise click.UsageError("say which tasks: their ids, or --where")
     with connected(connection) as queue:
-        batches = [task_ids[start : start + MAX_BATCH] for start in range(0, len(task_ids), MAX_BATCH)]
-        answers = [answer for batch in batches for answer in queue.cancel(batch)]
+        batches = (
+            (task_ids[start : start + MAX_BATCH] for start in range(0, len(task_ids), MAX_BATCH))
+            if where is None
+            else ids_where(queue, where, UNFINISHED)
+        )
+        answers = [(id, answer) for batch in batches for id, answer in zip(batch, queue.cancel(batch), strict=True)]
     from taskq import records
 
     if output.json:
-        output.value([{"id": task_id, "state": answer} for task_id, answer in zip(task_ids, answers, strict=True)])
+        output.value([{"id": task_id, "state": answer} for task_id, answer in answers])
+    elif where is not None:
+        output.line(records.cancelled_summary([answer for _, answer in answers]))
     else:
-        for task_id, answer in zip(task_ids, answers, strict=True):
+        for task_id, answer in answers:
             output.line(records.cancelled_line(task_id, answer))
-    if "unknown" in answers:
+    if where is not None:  # what finished meanwhile is no failure of a request for those that have not
+        return out.EXIT_OK
+    states = {answer for _, answer in answers}
+    if "unknown" in states:
         return out.EXIT_NOT_FOUND
-    return out.EXIT_FAILED if {"completed", "failed"} & set(answers) else out.EXIT_OK
+    return out.EXIT_FAILED if {"completed", "failed"} & states else out.EXIT_OK
+
+
+def ids_where(queue: QueueService, where: str, states: Sequence[str]) -> Iterator[list[int]]:
+    """The ids of the tasks in these states for which the conditions of ``where`` hold, in batches, newest first.
+
+    Raises `BadArguments` when they cannot be read.
+    """
+    from taskq import where as conditions
+
+    wanted = conditions.parse(where)
+    below = 0
+    while True:
+        records, below = queue.find(where, states, below)
+        found = [record["id"] for record in records if wanted.matches(record)]
+        for start in range(0, len(found), MAX_BATCH):
+            yield found[start : start + MAX_BATCH]
+        if not below:
+            return
 
 
 @task.command("purge", example="taskq-monitor task purge --completed --older 1h")

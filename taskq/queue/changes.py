@@ -27,6 +27,16 @@ class Changes:
     recall: list[str] = field(default_factory=list)
     result_ends: list[ResultEnd] = field(default_factory=list)
 
+    def add(self, later: Changes) -> None:
+        """Take over what changed after this."""
+        self.written += later.written
+        self.final += later.final
+        self.left += later.left
+        self.attempts += later.attempts
+        self.recall += later.recall
+        for place, count in later.ready.items():
+            self.ready[place] = self.ready.get(place, 0) + count
+
 
 class Accepted(NamedTuple):
     """What a submit led to: ids in order, positions of those that existed, keys to store, changes, unique

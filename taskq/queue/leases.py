@@ -152,6 +152,7 @@ class Leases:
             if worker is None:
                 continue
             worker.stopped = child["stopped"]
+            worker.draining = worker.draining or child.get("leaving", False)
             worker.report = dict(child)
             if not worker.stopped:
                 worker.beat_at = now

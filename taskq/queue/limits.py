@@ -98,7 +98,7 @@ def _accepted(*fields: Any) -> Terms:
     for name in ("timeout", "result_ttl"):
         if (limit := getattr(terms, name)) is not None:
             _check_seconds(name, limit)
-            if limit == 0:
+            if limit == 0 and name != "timeout":
                 raise ValueError(f"{name} is more than 0")
     _check_retry(terms)
     _check_time(terms)

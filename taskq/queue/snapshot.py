@@ -12,6 +12,7 @@ from taskq.queue.figures import QueueFigures
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
 from taskq.queue.task import PENDING, RUNNING, SCHEDULED, State, Task
+from taskq.queue.timeouts import timeout_of
 
 SCHEMA = "taskq.snapshot/1"
 
@@ -97,7 +98,7 @@ def _worker(state: QueueState, worker: Worker, now: Moment) -> dict[str, Any]:
         "rss_bytes": report.get("rss_bytes"),
         "completed": worker.completed,
         "failed": worker.failed,
-        "running": [_running(worker, task, now) for task in (busy or list(worker.running.values()))[:room]],
+        "running": [_running(state, worker, task, now) for task in (busy or list(worker.running.values()))[:room]],
     }
 
 
@@ -111,7 +112,7 @@ def _state(worker: Worker, now: Moment, heartbeat: float) -> str:
     return "running" if now.mono - worker.beat_at <= 2 * heartbeat else "silent"
 
 
-def _running(worker: Worker, task: Task, now: Moment) -> dict[str, Any]:
+def _running(state: QueueState, worker: Worker, task: Task, now: Moment) -> dict[str, Any]:
     fraction, note = worker.progress.get(task.id, (None, None))
     return {
         "id": task.id,
@@ -120,6 +121,8 @@ def _running(worker: Worker, task: Task, now: Moment) -> dict[str, Any]:
         "attempt": task.failures + task.deaths + 1,
         "progress": fraction,
         "note": note,
+        "timeout_s": timeout_of(task.terms, state.settings),
+        "cancel_requested": task.cancel_requested,
     }
 
 

@@ -34,6 +34,7 @@ from taskq.queue.lifecycle import Event, next_state
 from taskq.queue.ready import Ready, Shelf, oldest
 from taskq.queue.retry import MAX_DEATHS, death_delay, retry_delay
 from taskq.queue.schedule import Schedule
+from taskq.queue.stopping import Stopping
 from taskq.queue.suspects import Suspects, verdict
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, Task, TaskError, TaskRow, from_row
 from taskq.queue.uniqueness import Uniqueness
@@ -65,6 +66,7 @@ class QueueState:
         self.leases = Leases(settings.lease)
         self.figures = Figures()
         self.schedule = Schedule()
+        self.stopping = Stopping()
         self.suspects = Suspects()
         self.uniqueness = Uniqueness()
         self.rules = dispatch.Rules()
@@ -131,6 +133,8 @@ class QueueState:
                 worker = self._worker_of(task, now)
                 worker.running[task.id] = task
                 worker.alone = worker.alone or task.deaths > 0
+                if task.cancel_requested:
+                    self.stopping.add(task)
             else:
                 self._settle(task, loaded)
         for (queue, state), count in counts.items():
@@ -207,7 +211,7 @@ class QueueState:
     def cancel(self, task_id: int, now: Moment) -> tuple[State | None, Changes]:
         """Cancel a task that is alive; gives its state now, None when it is not here (final and stored, or unknown).
 
-        A running one keeps running, but gets no further attempt.
+        A running one is asked to stop (`stopping`), and gets no further attempt.
         """
         changes = Changes()
         task = self.tasks.get(task_id)
@@ -215,6 +219,7 @@ class QueueState:
             return (None if task is None else task.state), changes
         if task.state is RUNNING:
             task.cancel_requested = True
+            self.stopping.add(task)
             changes.written.append(task)
         else:
             task.finished_at = now.wall
@@ -377,9 +382,12 @@ class QueueState:
     def _nack(self, worker: Worker, task: Task, report: Report, now: Moment, changes: Changes) -> None:
         error, delay, ran = report[3:]
         task.error = TaskError(*error)
-        task.failures += 1
         task.finished_at = now.wall
         task.started_at = now.wall - ran
+        if task.cancel_requested and task.error.kind == "cancelled":
+            self._take_from(worker, task, Event.CANCELLED, now, changes)
+            return
+        task.failures += 1
         worker.failed += 1
         self.figures.failed(task, ran, now.mono)
         if delay == -1 or task.failures > task.terms.max_retries:

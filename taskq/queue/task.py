@@ -53,9 +53,9 @@ _STATES = {int(state): state for state in State}
 class TaskError(NamedTuple):
     """Why an attempt, or the task, failed.
 
-    ``kind`` is one of ``error`` (the code raised), ``timeout``, ``died`` (its worker process did, and it will run
-    again), ``poisoned`` (that happened too often), ``expired``, ``arguments`` (they do not fit the function). ``type``
-    is the exception's name, ``traceback`` text.
+    ``kind`` is one of ``error`` (the code raised), ``timeout``, ``cancelled`` (it was stopped), ``died`` (its worker
+    process did, and it will run again), ``poisoned`` (that happened too often), ``expired``, ``arguments`` (they do not
+    fit the function). ``type`` is the exception's name, ``traceback`` text.
     """
 
     kind: str
@@ -97,7 +97,8 @@ class Terms(_Terms):
 
     ``priority``: higher first. ``backoff``, ``factor``, ``max_delay``, ``jitter``: see `taskq.queue.retry.retry_delay`.
     ``retry_on``, ``never_on``: names of exception classes, None = as the type's own code says. ``ignore_result``: what
-    the task returns is dropped. ``timeout``, ``result_ttl`` (how long the result is kept): seconds, None = no limit.
+    the task returns is dropped. ``timeout`` (0: no limit, None: that of its queue), ``result_ttl`` (how long the result
+    is kept; None: as long as the record): seconds.
     ``expires``, ``expires_by``: the task fails if it has not begun so many seconds after its submit, or by this wall
     time. ``unique_in`` (labels of states; None = not unique), ``unique_within`` (seconds), ``unique_raises``: which
     other tasks were twins of this one when it was submitted, see `taskq.queue.uniqueness`.

@@ -12,6 +12,7 @@ from taskq.queue.core import QueueCore
 from taskq.queue.leases import Worker
 from taskq.queue.limits import check_number, check_reports, check_seconds, check_worker, fitting_evidence
 from taskq.queue.task import Task
+from taskq.queue.timeouts import timeout_of
 from taskq.service import (
     GIVE_BACK,
     MAX_BATCH,
@@ -41,7 +42,8 @@ class WorkerVerbs(QueueCore):
             leases = self._state.leases
             silent = [child["incarnation"] for child in children if self._was_silent(child["incarnation"])]
             leases.beat(dict(pool), [dict(child) for child in children], self._clock.monotonic())
-            for incarnation in silent:
+            leaving = [child["incarnation"] for child in children if child.get("leaving")]
+            for incarnation in silent + leaving:
                 self._waiting.recall(incarnation)
             foreign = pool["local"] is not None and pool["local"] != self.local_pool
             return {
@@ -63,21 +65,34 @@ class WorkerVerbs(QueueCore):
         started: Sequence[tuple[int, int]],
         counts: bool,
         evidence: Evidence,
+        outcomes: Sequence[Report] = (),
     ) -> None:
         """A worker process is gone for certain."""
         known = fitting_evidence(evidence)
+        check_reports(outcomes)
         with self._lock:
             worker = self._state.leases.remove(incarnation, dead=True)
             if worker is None:
                 self._commit.settle(self._commit.mark)  # it may be a repetition of the call that is being written
                 return
             begun = {int(task_id): int(run) for task_id, run in started}
-            changes = self._state.worker_gone(worker, how, begun, self._now(), counts=counts, evidence=known)
+            now = self._now()
+            changes = self._state.report(worker, outcomes, now)[1]
+            changes.add(self._state.worker_gone(worker, how, begun, now, counts=counts, evidence=known))
             changes.left.append(incarnation)
             self._waiting.recall(incarnation)
             self._finish(changes, durable=True)
         task_log.say(self._lines)
         task_log.worker_left(worker, how)
+
+    def to_cancel(self, pool: str) -> Sequence[tuple[str, int]]:
+        """What this pool's worker processes hold and is to be cancelled."""
+        with self._lock:
+            incarnations = {worker.incarnation for worker in self._state.leases.of_pool(pool)}
+            found = [(task.worker, task.run) for task in self._state.stopping.tasks() if task.worker in incarnations]
+            if found:
+                self._commit.settle(self._commit.mark)  # a request that is not on disk might be forgotten
+        return found
 
     def leave(self, pool: str) -> None:
         """A pool is over."""
@@ -147,7 +162,7 @@ class WorkerVerbs(QueueCore):
                     return Reserved((), False)
                 called = worker if self._waiting.wait(worker, left) else None
             self._record_handouts(changes.written)
-            handouts = [_handout(task) for task in tasks]
+            handouts = [_handout(task, timeout_of(task.terms, self.settings)) for task in tasks]
             self._commit.settle_submits(max(task.id for task in tasks))
             if self._state.leases.session(incarnation, session) is not worker:
                 return Reserved((), True)  # while it waited; whatever ended the session has seen to the tasks
@@ -215,10 +230,7 @@ class WorkerVerbs(QueueCore):
         """A worker is gone in good order: whatever it still holds goes back."""
         self._state.leases.remove(worker.incarnation, dead=False)
         gone = self._state.worker_gone(worker, "leaving", {}, self._now(), counts=False)
-        changes.written += gone.written
-        changes.final += gone.final
-        for shelf, count in gone.ready.items():
-            changes.ready[shelf] = changes.ready.get(shelf, 0) + count
+        changes.add(gone)
         changes.left.append(worker.incarnation)
         self._waiting.recall(worker.incarnation)
 
@@ -233,7 +245,7 @@ def _fitting(handouts: Sequence[Handout]) -> int:
     return len(handouts)
 
 
-def _handout(task: Task) -> Handout:
+def _handout(task: Task, timeout: float | None) -> Handout:
     terms = task.terms
     return Handout(
         task.id,
@@ -242,7 +254,7 @@ def _handout(task: Task) -> Handout:
         cast(bytes, task.payload),  # None while it rests in the store: `_with_payloads` fetches it
         terms.queue,
         task.failures + task.deaths + 1,
-        terms.timeout,
+        timeout,
         task.correlation_id,
         task.submitted_at,
         terms.rules,

@@ -169,9 +169,14 @@ class RemoteQueue:
         started: Sequence[tuple[int, int]],
         counts: bool,
         evidence: Evidence,
+        outcomes: Sequence[Report] = (),
     ) -> None:
         """A worker process is gone for certain."""
-        self._call("child_died", pool, incarnation, how, started, counts, evidence)
+        self._call("child_died", pool, incarnation, how, started, counts, evidence, outcomes)
+
+    def to_cancel(self, pool: str) -> Sequence[tuple[str, int]]:
+        """What this pool has to cancel."""
+        return cast(Sequence[tuple[str, int]], self._call("to_cancel", pool))
 
     def leave(self, pool: str) -> None:
         """The pool is over."""

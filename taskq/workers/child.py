@@ -14,14 +14,16 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from time import monotonic, sleep
 
 import psutil
 
 from taskq.config import Join, PoolSettings
 from taskq.errors import TaskqError
-from taskq.service import ChildInfo, Evidence, PoolInfo
+from taskq.service import ChildInfo, Evidence, PoolInfo, Report
 from taskq.workers import control
+from taskq.workers.overtime import Overtime
 from taskq.workers.slots import Running, SlotTable
 from taskq.workers.stderr import Tail
 from taskq.workers.usage import Usage
@@ -32,6 +34,8 @@ MEMORY = 60.0
 """Seconds for which they are remembered."""
 
 _COMMAND = (sys.executable, "-m", "taskq.workers.process")
+STACKS_WAIT = 0.5
+"""Seconds for a process to write the stacks of its threads."""
 _SUSPENDED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
@@ -54,6 +58,10 @@ class Child:
         self.started_at = now
         self.incarnation = secrets.token_hex(8)
         self.ready = False
+        self.leaving = False
+        self.overtime = Overtime()
+        self.last_words: list[Report] = []
+        """The outcomes of the tasks for whose sake it was killed."""
         self._closing = threading.Lock()
         self._closed = False
         self._on_ready = on_ready
@@ -126,7 +134,13 @@ class Child:
 
     def drain(self) -> None:
         """Let it finish what it runs, deliver and leave."""
+        self.leaving = True
         self.send(control.DRAIN)
+
+    def cancel(self, runs: Iterable[int], now: float) -> None:
+        """These runs, among those of others, are to be cancelled. ``now``: monotonic seconds."""
+        for run in self.overtime.cancel(runs, now):
+            self.send(control.cancel_command(run))
 
     def move(self, join: Join) -> None:
         """The manager is to be found elsewhere now."""
@@ -138,6 +152,18 @@ class Child:
             self._process.kill()
 
     # -- look at it
+
+    def stacks(self) -> str:
+        """What `faulthandler` says of all its threads now; as much as there was time for."""
+        if self._process is None or not self.ready:
+            return ""
+        self._process.send_signal(control.SHOW_STACKS)
+        before, text = "", ""
+        give_up = monotonic() + STACKS_WAIT
+        while monotonic() < give_up and not (text and text == before):
+            sleep(0.02)
+            before, text = text, self._slots.written()
+        return text
 
     def info(self, now: float) -> ChildInfo:
         """What the heartbeat says of it. ``now``: monotonic seconds."""
@@ -152,6 +178,7 @@ class Child:
             incarnation=self.incarnation,
             pid=self.pid,
             stopped=stopped,
+            leaving=self.leaving,
             cpu_percent=cpu_percent,
             rss_bytes=rss_bytes,
             running=running,

@@ -1,9 +1,9 @@
 """What a pool's parent and its worker processes say to each other, besides the slot table.
 
 To the child's standard input: one line with its configuration (JSON, the key included, which must not be seen in
-argv), then commands, one a line: ``drain``, and ``join`` with a join file when the manager's address has changed. The
-end of file means that the parent is gone. Back, over one inherited pipe and once: a line that says that the child is
-ready, or which error kept it from starting.
+argv), then commands, one a line: ``drain``, ``cancel`` with the number of a run, and ``join`` with a join file when the
+manager's address has changed. The end of file means that the parent is gone. Back, over one inherited pipe and once: a
+line that says that the child is ready, or which error kept it from starting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from taskq.errors import TaskqError, from_wire, to_wire
 from taskq.service import PoolInfo
 
 DRAIN = "drain"
+CANCEL = "cancel"
 JOIN = "join"
+
+SHOW_STACKS = signal.SIGUSR2
+"""The signal by which the parent has a child write the stacks of its threads behind the slot table. It works in a child
+whose interpreter is held by a call in C; Python code of the child never sees it."""
 
 _CHUNK = 64 * 1024
 
@@ -70,6 +75,11 @@ def join_command(join: Join) -> str:
     return f"{JOIN} {join.to_json()}"
 
 
+def cancel_command(run: int) -> str:
+    """The command that asks a run to stop."""
+    return f"{CANCEL} {run}"
+
+
 # -- the child's side ------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +114,13 @@ def become_ordinary() -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.disable()
+    faulthandler.unregister(SHOW_STACKS)
+
+
+def write_stacks_to(descriptor: int) -> None:
+    """Have the stacks of all threads written there when this process crashes, or its parent asks for them."""
+    faulthandler.enable(descriptor)
+    faulthandler.register(SHOW_STACKS, descriptor)
 
 
 def leave(error: BaseException | None) -> NoReturn:

@@ -10,25 +10,25 @@ import logging
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
+from math import inf
 from typing import Any
 
 from taskq import logs
-from taskq.errors import BadArguments, NotEncodable, Permanent, Retry, Snooze, TaskTimeout
+from taskq.errors import BadArguments, NotEncodable, Permanent, Retry, Snooze, TaskCancelled, TaskTimeout
 from taskq.queue.retry import is_listed
-from taskq.registry import CURRENT, TaskContext, TaskType
+from taskq.registry import CURRENT, STOPPING, TaskContext, TaskType
 from taskq.service import ACK, MAX_RESULT, NACK, SNOOZE, Handout, Report
 from taskq.wire.codec import decode_arguments, encode
 from taskq.workers import control, failures
+from taskq.workers.failures import NO_RETRY
+from taskq.workers.overtime import NOTICE
 from taskq.workers.slots import NAME_BYTES, SlotTable
-from taskq.workers.watchdog import Alarm, Watchdog
+from taskq.workers.watchdog import Watchdog
 
 Types = Callable[[str], TaskType[..., Any] | None]
 """Finds a task type by its name, as `taskq.registry.lookup` does."""
 OnProgress = Callable[[Handout, float, str], None]
 """Takes what a running task says of its progress: a fraction and a few words."""
-
-NO_RETRY = -1.0
-"""The delay in a report that means: no further attempt."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,18 +45,20 @@ class Executor:
         self._on_progress = on_progress
         self._monotonic = monotonic
         self._watchdog = Watchdog(monotonic)
-        self._names: dict[str, bytes] = {}
+        self._names: dict[str, tuple[bytes, bool]] = {}
         self._debug = _log.isEnabledFor(logging.DEBUG)
         self._forked = False
 
     def run(self, slot: int, handout: Handout) -> Report:
         """Run one task in the calling thread, which owns ``slot``; gives the outcome. Raises nothing."""
         started = self._monotonic()
-        self._slots.begin(slot, handout.id, handout.run, started, self._name(handout.type))
+        timeout = handout.timeout
+        deadline = inf if timeout is None else started + timeout
+        known = self._names.get(handout.type) if handout.rules is None else None
+        name, again = known or self._known(handout)
+        self._slots.begin(slot, handout.id, handout.run, started, name, deadline, again)
         try:
-            if handout.timeout is None:
-                return copy_context().run(self._attempt, handout, started)
-            return self._limited(handout, started, handout.timeout)
+            return self._guarded(handout, started, deadline)
         except Exception as error:  # out of memory or threads, or a result that changes while it is encoded
             return self._failed(handout, started, failures.describe("error", error, __file__), None)
         finally:
@@ -66,32 +68,56 @@ class Executor:
         """In a process that a task forked: the task's function is all that this process is for."""
         self._forked = True
 
+    def cancel(self, run: int) -> None:
+        """Ask a run of this process to stop: it can see that at once, and is interrupted a little later."""
+        STOPPING.add(run)
+        self._watchdog.cancel(run, self._monotonic() + NOTICE)
+
     def close(self) -> None:
         """End the watchdog's thread; call it when no task runs any more."""
         self._watchdog.close()
 
-    def _name(self, type: str) -> bytes:
-        name = self._names.get(type)
-        if name is None:
-            name = self._names[type] = type.encode("utf-8", "replace")[:NAME_BYTES]
-        return name
+    def _known(self, handout: Handout) -> tuple[bytes, bool]:
+        """What the slot table is to say of a task: its type, and whether it is tried again after its timeout."""
+        found = self._types(handout.type)
+        again = found is None or _is_tried_again(TaskTimeout, found, handout)
+        known = (handout.type.encode("utf-8", "replace")[:NAME_BYTES], again)
+        if handout.rules is None:
+            self._names[handout.type] = known
+        return known
 
-    def _limited(self, handout: Handout, started: float, timeout: float) -> Report:
-        """The same with a soft timeout, whose exception may arrive at any step until it is disarmed."""
+    def _guarded(self, handout: Handout, started: float, deadline: float) -> Report:
+        """An attempt that the watchdog may interrupt: its exception may arrive at any step until it is disarmed."""
+        run = handout.run
         report: Report | None = None
-        alarm: Alarm | None = None
         try:
-            alarm = self._watchdog.arm(timeout)
-            report = copy_context().run(self._attempt, handout, started)
-            self._watchdog.disarm(alarm)
-        except TaskTimeout as error:  # just before or after the user's code
+            self._watchdog.arm(run, deadline)
+            if STOPPING and run in STOPPING:  # not before it is armed: else a cancel could slip through between
+                report = self._refused(handout, started, "TaskCancelled", "it was cancelled")
+            else:
+                report = copy_context().run(self._attempt, handout, started)
+            raised = self._watchdog.disarm(run)
+        except (TaskTimeout, TaskCancelled) as error:  # just before or after the user's code
+            raised = type(error)
             if report is None:
-                report = self._failed(handout, started, failures.describe("timeout", error, __file__), None)
-        if report[0] == NACK and report[3][0] == "timeout" and (alarm is None or alarm.fired.is_set()):
-            kind, name, _, trace = report[3]
-            described = (kind, name, f"ran longer than its timeout of {timeout:g} s", trace)
-            report = (*report[:3], described, *report[4:])
+                report = self._failed(handout, started, failures.describe("error", error, __file__), None)
+        if raised is not None or (STOPPING and run in STOPPING):
+            self._watchdog.forget(run)
+            STOPPING.discard(run)
+            if report[0] == NACK:
+                report = self._interrupted(handout, report, raised or TaskCancelled)
         return report
+
+    def _interrupted(self, handout: Handout, report: Report, raised: type[BaseException]) -> Report:
+        """The report of an attempt that failed after it was interrupted, with what that was."""
+        _, name, message, trace = report[3]
+        if raised is TaskCancelled:
+            described = ("cancelled", name, "it was cancelled" if name == raised.__name__ else message, trace)
+        elif name == raised.__name__:
+            described = ("timeout", name, f"ran longer than its timeout of {handout.timeout:g} s", trace)
+        else:
+            return report
+        return (*report[:3], described, *report[4:])
 
     def _attempt(self, handout: Handout, started: float) -> Report:
         found = self._types(handout.type)
@@ -101,7 +127,7 @@ class Executor:
         try:
             args, kwargs = decode_arguments(handout.payload)
             found.bind(args, kwargs)
-        except TaskTimeout:
+        except (TaskTimeout, TaskCancelled):
             raise
         except Exception as error:  # the payload is a stranger's and the check may be the user's code
             described = failures.describe("arguments", error, __file__)
@@ -158,7 +184,7 @@ class Executor:
         described = failures.describe(kind, error, __file__)
         if isinstance(error, Retry):
             delay = None if error.delay is None else failures.seconds(error.delay)
-        elif isinstance(error, (Permanent, BadArguments)) or not _is_tried_again(type(error), handout, found):
+        elif isinstance(error, (Permanent, BadArguments)) or not _is_tried_again(type(error), found, handout):
             delay = NO_RETRY
         else:
             delay = None
@@ -176,7 +202,7 @@ class Executor:
         return (NACK, handout.id, handout.run, tuple(described), delay, self._monotonic() - started)
 
 
-def _is_tried_again(error: type[BaseException], handout: Handout, found: TaskType[..., Any]) -> bool:
+def _is_tried_again(error: type[BaseException], found: TaskType[..., Any], handout: Handout) -> bool:
     """Whether an exception of this class leads to another attempt: by what was said at submit, else by the code."""
     rules = handout.rules or {}
     retry_on, never_on = rules.get("retry_on"), rules.get("never_on")

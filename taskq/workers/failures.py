@@ -14,6 +14,9 @@ _TRACEBACK_HEAD = 2 * 1024
 MAX_DELAY = 366 * 86400.0
 """Seconds: longest pause that a task may ask for."""
 
+NO_RETRY = -1.0
+"""The delay in a report that means: no further attempt."""
+
 Described = tuple[str, str, str, str]
 """(kind, type, message, traceback), see `taskq.queue.task.TaskError`."""
 
@@ -26,6 +29,15 @@ def describe(kind: str, error: BaseException, skip: str = "") -> Described:
 def without_traceback(kind: str, type: str, message: str) -> Described:
     """A failure that did not come out of the user's code."""
     return (kind, type, _cut(message, MAX_MESSAGE), "")
+
+
+def overtime(seconds: float, *, cancelled: bool, stack: str) -> Described:
+    """A task that did not end when it was interrupted, and now its process does. ``seconds``: its timeout."""
+    stack = plain(stack)[:MAX_TRACEBACK]
+    if cancelled:
+        return ("cancelled", "TaskCancelled", "it was cancelled and did not stop; its process was killed", stack)
+    message = f"ran longer than its timeout of {seconds:g} s and did not stop; its process was killed"
+    return ("timeout", "TaskTimeout", message, stack)
 
 
 def plain(text: str) -> str:

@@ -1,8 +1,8 @@
-"""The pool's word to the manager: heartbeats, and which worker processes have died.
+"""The pool's word to the manager, heartbeats and deaths of worker processes; and the manager's to it: what to cancel.
 
 One thread with one connection. What must arrive (a death) is kept and repeated until it has; a heartbeat that did not
-arrive is simply followed by the next one. Between heartbeats it asks every `LOOK` seconds whether the manager is still
-there, so that a manager which was restarted hears from the pool at once.
+arrive is simply followed by the next one. Between heartbeats it asks every `LOOK` seconds, or `BUSY_LOOK` while
+something runs, what is to be cancelled; so too a manager that was restarted hears from the pool at once.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from taskq.clock import Clock
 from taskq.config import Join
 from taskq.errors import BadArguments, Malformed, ManagerUnavailable, StaleRun, TaskqError
 from taskq.pauses import Pauses
-from taskq.service import ChildInfo, Connection, Evidence, PoolInfo
+from taskq.service import ChildInfo, Connection, Evidence, PoolInfo, Report
 
 LOOK = 2.0
 """Seconds between two questions whether the manager is there. Each wakes a thread here twice, for the question and for
 the answer; a pool that has nothing to do wakes nobody more often than once a second."""
+BUSY_LOOK = 0.5
+"""The same while a task runs, which might be cancelled."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,15 +38,28 @@ class Death(NamedTuple):
     started: Sequence[tuple[int, int]]
     counts: bool
     evidence: Evidence
+    outcomes: Sequence[Report] = ()
+
+
+class Hooks(NamedTuple):
+    """What the keeper asks the pool, and tells it, from its own thread.
+
+    ``children`` describes those that live, ``busy`` tells whether any of them runs a task. ``on_drain``: the manager
+    wants the pool to leave. ``on_join``: the manager has another address or key than before. ``on_cancel``: this has
+    changed, all (incarnation, run) that are to be cancelled.
+    """
+
+    children: Callable[[], list[ChildInfo]]
+    busy: Callable[[], bool]
+    on_drain: Callable[[], None]
+    on_join: Callable[[Join], None]
+    on_cancel: Callable[[Sequence[tuple[str, int]]], None]
 
 
 class Keeper:
     """See the module's text.
 
     ``find_join`` says where the manager is, anew before each attempt to reach it, and ``connect`` makes a connection.
-    ``children`` describes those that live. ``on_drain`` is called when the manager
-    wants the pool to leave, ``on_join`` when the manager has another address or key than before. The callbacks are
-    called from the keeper's thread.
     """
 
     def __init__(
@@ -52,17 +67,14 @@ class Keeper:
         find_join: Callable[[], Join],
         connect: Callable[[Join], Connection],
         pool: PoolInfo,
-        children: Callable[[], list[ChildInfo]],
-        on_drain: Callable[[], None],
-        on_join: Callable[[Join], None],
+        hooks: Hooks,
         clock: Clock,
     ) -> None:
         self._find_join = find_join
         self._connect = connect
         self._pool = pool
-        self._children = children
-        self._on_drain = on_drain
-        self._on_join = on_join
+        self._hooks = hooks
+        self._to_cancel: list[tuple[str, int]] = []
         self._clock = clock
         self._queue: Connection | None = None
         self._join: Join | None = None
@@ -135,7 +147,8 @@ class Keeper:
                 self._stopped.wait(LOOK)
             else:
                 if not self._stopped.is_set():
-                    self._changed.wait(max(0.0, min(LOOK, self._next_beat - self._clock.monotonic())))
+                    look = BUSY_LOOK if self._hooks.busy() else LOOK
+                    self._changed.wait(max(0.0, min(look, self._next_beat - self._clock.monotonic())))
 
     def _speak(self) -> None:
         """Say what is to be said now."""
@@ -151,7 +164,7 @@ class Keeper:
             self._beat_due = False
             self._beat(queue)
         else:
-            queue.hello()
+            self._ask_what_to_cancel(queue)
         self.away_since = None
         self._pauses.reset()
 
@@ -162,11 +175,17 @@ class Keeper:
             logs.event(_log, logging.ERROR, "internal_error", f"the report of a death was refused: {error.message}")
 
     def _beat(self, queue: Connection) -> None:
-        reply = queue.beat(self._pool, self._children())
+        reply = queue.beat(self._pool, self._hooks.children())
         self._next_beat = self._clock.monotonic() + reply["interval"]
         if reply["drain"] and not self._asked_to_drain:
             self._asked_to_drain = True
-            self._on_drain()
+            self._hooks.on_drain()
+
+    def _ask_what_to_cancel(self, queue: Connection) -> None:
+        runs = [(incarnation, run) for incarnation, run in queue.to_cancel(self._pool["id"])]
+        if runs != self._to_cancel:
+            self._to_cancel = runs
+            self._hooks.on_cancel(runs)
 
     def _reach(self) -> Connection:
         """The connection, which connects with its first call."""
@@ -175,7 +194,7 @@ class Keeper:
             self._queue = self._connect(join)
             self._beat_due = True
             if self._join is not None and join != self._join:
-                self._on_join(join)
+                self._hooks.on_join(join)
             self._join = join
         return self._queue
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import gc
 import logging
 import os
@@ -50,7 +49,7 @@ class Process:
         own = self._config
         for descriptor in (own.slots, own.status, *own.stderr):
             os.set_inheritable(descriptor, False)
-        faulthandler.enable(self._slots.crash_descriptor())
+        control.write_stacks_to(self._slots.crash_descriptor())
         os.register_at_fork(after_in_child=self._after_fork)
         threading.Thread(target=self._obey, name="taskq-commands", daemon=True).start()
         signal.signal(signal.SIGTERM, self._on_term)
@@ -135,6 +134,9 @@ class Process:
         for line in self._commands:
             if line == control.DRAIN:
                 self._leave()
+            elif line.startswith(control.CANCEL):
+                if self._worker is not None:
+                    self._worker.cancel(int(line[len(control.CANCEL) :]))
             elif line.startswith(control.JOIN):
                 self._join = Join.from_json(line[len(control.JOIN) :], "the parent's join file")
         self._parent_gone = True

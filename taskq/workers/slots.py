@@ -20,10 +20,11 @@ import re
 import struct
 import tempfile
 import threading
+from math import inf
 from typing import NamedTuple
 
 _HEADER = struct.Struct("@Q")
-_SLOT = struct.Struct("@QQdQ64sQ")
+_SLOT = struct.Struct("@QQdd?64sQ")
 _RUN = struct.Struct("@Q")
 _IDENT = struct.Struct("@Q")
 _SLOT_BYTES = _SLOT.size + _IDENT.size
@@ -35,13 +36,16 @@ _CRASH_BYTES = 64 * 1024
 
 
 class Running(NamedTuple):
-    """What one slot holds. ``started``: monotonic seconds. ``thread``: its `threading.get_ident`."""
+    """What one slot holds. ``started``, ``deadline`` (infinite: none): monotonic seconds. ``thread``: its
+    `threading.get_ident`. ``again``: whether it is to be tried again when it runs longer than that."""
 
     id: int
     run: int
     started: float
     type: str
     thread: int
+    deadline: float = inf
+    again: bool = True
 
 
 class SlotTable:
@@ -84,9 +88,11 @@ class SlotTable:
         """The calling thread is the one that uses ``slot`` from now on."""
         _IDENT.pack_into(self._map, self._offset(slot) + _SLOT.size, threading.get_ident())
 
-    def begin(self, slot: int, id: int, run: int, started: float, type: bytes) -> None:
-        """A task is about to run in ``slot``."""
-        _SLOT.pack_into(self._map, self._offset(slot), run, id, started, 0, type, run)
+    def begin(
+        self, slot: int, id: int, run: int, started: float, type: bytes, deadline: float = inf, again: bool = True
+    ) -> None:
+        """A task is about to run in ``slot``; see `Running`."""
+        _SLOT.pack_into(self._map, self._offset(slot), run, id, started, deadline, again, type, run)
 
     def end(self, slot: int) -> None:
         """``slot`` is free again."""
@@ -118,15 +124,19 @@ class SlotTable:
         before = b""
         while (copy := self._map[offset : offset + _SLOT_BYTES]) != before:
             before = copy
-        run, id, started, _, name, run_again = _SLOT.unpack_from(copy)
+        run, id, started, deadline, again, name, run_again = _SLOT.unpack_from(copy)
         if run == 0 or run != run_again:
             return None
         (thread,) = _IDENT.unpack_from(copy, _SLOT.size)
-        return Running(id, run, started, name.rstrip(b"\0").decode("utf-8", "ignore"), thread)
+        return Running(id, run, started, name.rstrip(b"\0").decode("utf-8", "ignore"), thread, deadline, again)
+
+    def written(self) -> str:
+        """What `faulthandler` wrote: when the process was asked to (`control.show_stacks`), or when it died."""
+        return os.pread(self._descriptor, _CRASH_BYTES, self._bytes).decode("utf-8", "replace")
 
     def crash(self) -> str:
         """What `faulthandler` wrote about the thread that died, empty if it had no time to."""
-        text = os.pread(self._descriptor, _CRASH_BYTES, self._bytes).decode("utf-8", "replace")
+        text = self.written()
         found = _CURRENT_THREAD.search(text)
         return "" if found is None else text[found.start() :].split("\n\n")[0]
 

@@ -1,91 +1,132 @@
-"""Soft timeouts: raise `TaskTimeout` inside a task thread that has run for too long.
+"""Raise an exception in a task's thread: `TaskTimeout` when it has run for too long, `TaskCancelled` when asked to.
 
 Theory of operation. One thread waits until the next deadline and then asks the interpreter to raise the exception in
 the late thread (`PyThreadState_SetAsyncExc`). That takes effect at the thread's next step of Python code, not inside a
-call that blocks in C. The danger is an exception that arrives late, in the *next* task. Therefore an alarm has one
-owner, decided by who takes it out of a dictionary (one atomic step): the task thread, then nothing will ever be
-raised; or the watchdog, then the task thread waits until the exception was asked for, and withdraws it if it is still
-under way. It may also arrive during that wait: who disarms must expect it.
+call that blocks in C. The danger is an exception that arrives late, in the *next* task. Therefore a run has one owner,
+decided by who takes it out of a dictionary (one atomic step): the task thread, then nothing will ever be raised; or the
+watchdog, then the task thread waits until the exception was asked for, and withdraws it if it is still under way. It
+may also arrive during that wait: who disarms must expect it. So a run is interrupted once at most.
+
+Every task has a deadline, most of them an hour away. So arming takes no lock: only a deadline that comes before the
+next look of the watchdog does. The watchdog says that it looks *at any moment* before it reads the deadlines, and holds
+the lock until it waits; thus either it sees a run that is armed meanwhile, or that thread waits to tell it.
+
+What does not end by the exception is ended from outside, by the pool's parent (`taskq.workers.overtime`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
 import threading
 from collections.abc import Callable
+from math import inf
 
-from taskq.errors import TaskTimeout
+from taskq.errors import TaskCancelled, TaskqError, TaskTimeout
 
 
-class Alarm:
-    """One deadline of one thread. ``deadline``: monotonic seconds. ``fired``: the exception was asked for."""
+class _Shot:
+    """An exception that is being raised. ``done``: the interpreter was asked to."""
 
-    __slots__ = ("deadline", "fired", "thread")
+    __slots__ = ("done", "exception")
 
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.thread = threading.get_ident()
-        self.fired = threading.Event()
+    def __init__(self, exception: type[TaskqError]) -> None:
+        self.exception = exception
+        self.done = threading.Event()
 
 
 class Watchdog:
-    """Interrupts threads that are over their deadline; its own thread starts with the first alarm."""
+    """Interrupts threads whose time has come; its own thread starts with the first deadline."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._armed: dict[Alarm, bool] = {}
-        self._next = math.inf
+        self._armed: dict[int, tuple[float, int]] = {}
+        self._cancels: dict[int, float] = {}
+        self._shots: dict[int, _Shot] = {}
+        self._next = inf
         self._closed = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def arm(self, seconds: float) -> Alarm:
-        """Raise `TaskTimeout` in the calling thread after ``seconds``, unless it is disarmed before."""
-        alarm = Alarm(self._monotonic() + seconds)
-        with self._changed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="taskq-watchdog", daemon=True)
-                self._thread.start()
-            self._armed[alarm] = True
-            if alarm.deadline < self._next:
-                self._next = alarm.deadline
-                self._changed.notify()
-        return alarm
+    # -- for the thread that runs a task
 
-    def disarm(self, alarm: Alarm) -> None:
-        """To be called by the thread that armed it; when this has returned, nothing will be raised any more.
+    def arm(self, run: int, deadline: float) -> None:
+        """From now on this run may be interrupted; at ``deadline`` (monotonic seconds) it will be."""
+        self._armed[run] = (deadline, threading.get_ident())
+        if deadline < self._next:
+            self._expect(deadline)
 
-        Raises `TaskTimeout` itself if the exception arrives just now.
+    def disarm(self, run: int) -> type[TaskqError] | None:
+        """To be called by the thread that armed it; gives the exception that was raised in it, if one was.
+
+        When this has returned, nothing will be raised any more; until then the exception may arrive in here.
         """
-        if not self._armed.pop(alarm, False):
-            alarm.fired.wait()
-            _set_exception(alarm.thread, None)
+        if self._armed.pop(run, None) is not None:
+            return None
+        shot = self._shots[run]
+        shot.done.wait()
+        _set_exception(threading.get_ident(), None)
+        return shot.exception
+
+    def forget(self, run: int) -> None:
+        """A run that was interrupted is over."""
+        self._shots.pop(run, None)
+
+    # -- for anybody
+
+    def cancel(self, run: int, at: float) -> None:
+        """Raise `TaskCancelled` in this run ``at`` this time (monotonic seconds), if it is not over then."""
+        with self._changed:
+            self._cancels[run] = at
+        self._expect(at)
 
     def close(self) -> None:
-        """End the thread; what is armed does not fire any more."""
+        """End the thread; nothing is interrupted any more."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
 
+    # -- the watchdog's thread
+
+    def _expect(self, moment: float) -> None:
+        """Look not later than at this moment."""
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="taskq-watchdog", daemon=True)
+                self._thread.start()
+            if moment < self._next:
+                self._changed.notify()  # first: an exception may come between these two lines
+                self._next = moment
+
     def _watch(self) -> None:
-        while True:
-            with self._changed:
-                if self._closed:
-                    return
+        with self._changed:
+            while not self._closed:
+                self._next = inf
+                armed = self._armed.copy()
                 now = self._monotonic()
-                armed = list(self._armed)
-                late = [alarm for alarm in armed if alarm.deadline <= now]
-                if not late:
-                    self._next = min((alarm.deadline for alarm in armed), default=math.inf)
-                    self._changed.wait(None if self._next == math.inf else self._next - now)
-                    continue
-            for alarm in late:
-                if self._armed.pop(alarm, False):
-                    _set_exception(alarm.thread, TaskTimeout)
-                    alarm.fired.set()
+                for run, (deadline, thread) in armed.items():
+                    if deadline <= now:
+                        self._raise(run, thread, TaskTimeout)
+                for run, at in list(self._cancels.items()):
+                    if run not in armed:
+                        del self._cancels[run]
+                    elif at <= now:
+                        del self._cancels[run]
+                        self._raise(run, armed[run][1], TaskCancelled)
+                coming = [deadline for deadline, _ in armed.values() if deadline > now]
+                self._next = min(self._next, min([*coming, *self._cancels.values()], default=inf))
+                self._changed.wait(None if self._next == inf else max(0.0, self._next - self._monotonic()))
+
+    def _raise(self, run: int, thread: int, exception: type[TaskqError]) -> None:
+        if run not in self._armed:  # over, or interrupted before
+            return
+        self._shots[run] = shot = _Shot(exception)  # before the run is taken: its thread will look for it then
+        if self._armed.pop(run, None) is None:
+            del self._shots[run]
+            return
+        _set_exception(thread, exception)
+        shot.done.set()
 
 
 def _set_exception(thread: int, exception: type[BaseException] | None) -> None:

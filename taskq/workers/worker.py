@@ -47,6 +47,7 @@ from taskq import logs
 from taskq.clock import Clock
 from taskq.errors import ShuttingDown, TaskqError
 from taskq.pauses import Pauses
+from taskq.registry import STOPPING
 from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, NACK, PROGRESS, Handout
 from taskq.workers.attachment import Attachment, Outcome, ReportedDead
 from taskq.workers.backlog import Backlog
@@ -138,6 +139,14 @@ class Worker:
         self._attachment.close()
         self._backlog.close()
         self.wake()
+
+    def cancel(self, run: int) -> None:
+        """Ask a run to stop, if it is held here; one that has not begun never does."""
+        held = self._attachment.held
+        for former in [one for one in STOPPING.copy() if one not in held]:
+            STOPPING.discard(former)
+        if run in held:
+            self._executor.cancel(run)
 
     def after_fork(self) -> None:
         """In a process that a task forked: nothing of the worker's goes on there."""

@@ -2,8 +2,8 @@
 
 Theory of operation. `run` is one loop in the main thread. It waits for the next thing that happened: a signal, a child
 that is ready or has ended, a word from the manager. Signal handlers and other threads do nothing but put a function
-into `_events`; the loop calls it. After each event come three duties, always in this order: end what is out of time,
-bury the dead, bring the number back.
+into `_events`; the loop calls it. After each event come its duties, always in this order: end what is out of time, the
+pool itself or a task in a child (`overtime`), bury the dead, bring the number back.
 
 A child that ends unasked is replaced: at once if it had lived for a while, else after a pause that doubles. Which of
 its tasks had begun is read from its slot table and told to the manager (`keeper`). A child that says that it cannot
@@ -27,8 +27,9 @@ import queue
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import inf
 from types import FrameType
 
 from taskq import logs
@@ -36,10 +37,14 @@ from taskq.clock import Clock, SystemClock
 from taskq.config import Join, PoolSettings
 from taskq.errors import TaskqError
 from taskq.layout import counted
-from taskq.service import ChildInfo, Evidence, PoolInfo
+from taskq.service import NACK, ChildInfo, Evidence, PoolInfo
 from taskq.wire.client import RemoteQueue
+from taskq.workers import failures
 from taskq.workers.child import Child, how
-from taskq.workers.keeper import Death, Keeper
+from taskq.workers.failures import NO_RETRY
+from taskq.workers.keeper import Death, Hooks, Keeper
+from taskq.workers.slots import Running
+from taskq.workers.stacks import stack_of
 
 QUICK_DEATH = 10.0
 """Seconds: a child that lived longer is replaced at once."""
@@ -81,7 +86,7 @@ class Place:
         self.proven = self.proven or child.ready
         self.failed += not self.proven
         self.fatal = self.failed >= BOOT_ATTEMPTS
-        self.wait(now, short=now - child.started_at < QUICK_DEATH)
+        self.wait(now, short=now - child.started_at < QUICK_DEATH and not child.leaving and not child.last_words)
 
     def wait(self, now: float, *, short: bool) -> None:
         """Put off the next start; longer each time, as long as lives are ``short``."""
@@ -106,15 +111,21 @@ class WorkerPool:
             find_join,
             partial(RemoteQueue, connect_timeout=settings.connect_timeout),
             self._pool,
-            self._describe_children,
-            on_drain=lambda: self._post(self._drain, "the manager asked this pool to leave"),
-            on_join=lambda join: self._post(self._move, join),
+            Hooks(
+                children=self._describe_children,
+                busy=lambda: any(child.running() for child in self._children()),
+                on_drain=lambda: self._post(self._drain, "the manager asked this pool to leave"),
+                on_join=lambda join: self._post(self._move, join),
+                on_cancel=lambda runs: self._post(self._cancel, runs),
+            ),
             clock=self._clock,
         )
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._places: list[Place] = []
         self._deadline: float | None = None
         """When what still runs is killed; None while the pool is not stopping."""
+        self._next_look = inf
+        """When a task in some child will have been running for too long."""
         self._exit_code = 0
         self._error: TaskqError | None = None
 
@@ -148,13 +159,14 @@ class WorkerPool:
             logs.event(_log, logging.DEBUG, event, text)
 
     def _go_on(self) -> bool:
-        """A look at the children's memory and the three duties of the loop; False when the pool is over."""
+        """A look at the children's memory and the duties of the loop; False when the pool is over."""
         if self._error is not None and self._deadline is None:
             return False
         now = self._clock.monotonic()
         for child in self._children():
             child.sample(now)
         self._end_what_is_out_of_time(now)
+        self._end_what_is_over_its_timeout(now)
         if self._deadline is None:
             self._bring_number_back(now)
         if self._deadline is None and all(place.fatal for place in self._places):
@@ -169,6 +181,7 @@ class WorkerPool:
         due = [place.due for place in self._places if place.child is None and not place.fatal]
         if self._deadline is not None:
             due = [self._deadline]
+        due.append(self._next_look)
         with contextlib.suppress(queue.Empty):
             return self._events.get(timeout=min(max(0.0, min(due, default=now + SIGNAL_WAIT) - now), SIGNAL_WAIT))
         return lambda: None
@@ -188,6 +201,34 @@ class WorkerPool:
             away_since = self._keeper.away_since
             if away_since is not None and now >= away_since + AWAY_LIMIT:
                 self._drain(f"the manager has been away for {AWAY_LIMIT:g} s")
+
+    def _end_what_is_over_its_timeout(self, now: float) -> None:
+        """See `overtime`."""
+        self._next_look = inf
+        for child in self._children():
+            if child.last_words:
+                continue
+            leave, kill, look_again = child.overtime.look(child.running(), now)
+            self._next_look = min(self._next_look, look_again)
+            if kill:
+                self._break(child, kill, now)
+            elif leave and not child.leaving:
+                child.drain()
+                self._keeper.look()
+
+    def _break(self, child: Child, over: Sequence[Running], now: float) -> None:
+        """Kill a child that is still at tasks which should have ended."""
+        stacks = child.stacks()
+        for one in over:
+            cancelled = child.overtime.is_cancelled(one.run)
+            stack = stack_of(one.thread, stacks)
+            error = failures.overtime(one.deadline - one.started, cancelled=cancelled, stack=stack)
+            delay = None if one.again else NO_RETRY
+            child.last_words.append((NACK, one.id, one.run, error, delay, max(0.0, now - one.started)))
+        names = ", ".join(f"{one.type} {one.id}" for one in over)
+        text = f"worker process {child.number} (pid {child.pid}) is killed: there is no other way to stop {names}"
+        logs.event(_log, logging.WARNING, "task_stuck", text)
+        child.kill()
 
     def _bring_number_back(self, now: float) -> None:
         for place in self._places:
@@ -221,7 +262,9 @@ class WorkerPool:
         if place.child is not child:
             return
         asked = self._deadline is not None
-        if not child.left:
+        if child.last_words:
+            self._report_last_words(child)
+        elif not child.left:
             self._report_death(child, code, counts=True, asked=asked)
         place.bury(child, self._clock.monotonic())
         child.close()
@@ -237,6 +280,14 @@ class WorkerPool:
         text = f"worker process {child.number} (pid {child.pid}) ended with {how(code)}"
         text += f", running {doing}" if doing else ""
         logs.event(_log, logging.WARNING, "child_died", text, error=crash or None)
+
+    def _report_last_words(self, child: Child) -> None:
+        self._keeper.died(Death(child.incarnation, "a task that did not stop", (), False, {}, child.last_words))
+
+    def _cancel(self, runs: Sequence[tuple[str, int]]) -> None:
+        now = self._clock.monotonic()
+        for child in self._children():
+            child.cancel([run for incarnation, run in runs if incarnation == child.incarnation], now)
 
     def _move(self, join: Join) -> None:
         self._join = join
@@ -268,7 +319,9 @@ class WorkerPool:
             child.kill()
         for child in children:
             code = child.wait()
-            if not child.left:
+            if child.last_words:
+                self._report_last_words(child)
+            elif not child.left:
                 self._report_death(child, code, counts=code != -signal.SIGKILL, asked=True)
             child.close()
         for place in self._places:

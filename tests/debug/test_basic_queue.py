@@ -468,6 +468,62 @@ def test_what_runs_may_finish_but_is_not_tried_again(desk: Desk) -> None:
     assert desk.queue.cancel([done]) == ["completed"]
 
 
+def test_a_pool_hears_what_it_is_to_cancel_also_after_a_restart(make_desk: MakeDesk) -> None:
+    desk = make_desk()
+    first, second, waiting = desk.submit(b"a", b"b", b"c")
+    tasks = {task.id: task for task in desk.reserve(2)}
+    assert desk.queue.to_cancel("pool-of-one") == []
+    desk.queue.cancel([first, second, waiting])
+    held = [("one", tasks[first].run), ("one", tasks[second].run)]
+    assert desk.queue.to_cancel("pool-of-one") == held
+    assert desk.queue.to_cancel("another") == []
+    desk.queue.close()
+    desk.queue = JobQueue(desk.queue._store, desk.clock, QueueSettings())
+    desk.queue.open()
+    assert desk.queue.to_cancel("pool-of-one") == held
+    desk.queue.child_died("pool-of-one", "one", "signal 9", [], True, {})
+    assert desk.queue.to_cancel("pool-of-one") == []
+    assert [desk.state(id) for id in (first, second, waiting)] == ["cancelled"] * 3
+
+
+def test_what_a_process_was_killed_for_fails_and_the_rest_goes_back_uncounted(desk: Desk) -> None:
+    stuck, again, cancelled, neighbour = desk.submit(*[b"p"] * 4, max_retries=1)
+    tasks = {task.id: task for task in desk.reserve()}
+    desk.fail(tasks[stuck], 0.0)
+    desk.later(0.1)
+    [tasks[stuck]] = desk.reserve()
+    desk.queue.cancel([cancelled])
+    error = ("timeout", "TaskTimeout", "too long", "Stack …")
+    outcomes = [(NACK, id, tasks[id].run, error, None, 9.0) for id in (stuck, again)]
+    outcomes.append((NACK, cancelled, tasks[cancelled].run, ("cancelled", "TaskCancelled", "", "Stack …"), None, 9.0))
+    desk.queue.child_died("pool-of-one", "one", "a task", [], False, {}, outcomes)
+    records = dict(zip(tasks, desk.queue.get(list(tasks)), strict=True))
+    assert [records[id]["state"] for id in (stuck, again, cancelled, neighbour)] == [  # type: ignore[index]
+        *("failed", "scheduled", "cancelled", "pending"),
+    ]
+    assert [records[id]["failures"] for id in (stuck, again, cancelled, neighbour)] == [2, 1, 0, 0]  # type: ignore[index]
+    assert {record["deaths"] for record in records.values() if record} == {0}
+    assert records[stuck]["error"]["traceback"] == records[cancelled]["error"]["traceback"] == "Stack …"  # type: ignore[index]
+
+
+def test_a_task_without_a_timeout_has_that_of_its_queue(make_desk: MakeDesk) -> None:
+    desk = make_desk(timeout=50.0, queue_timeouts={"mail": 5.0, "free": 0.0})
+    desk.submit()
+    desk.submit(queue="mail")
+    desk.submit(queue="free")
+    desk.submit(queue="mail", timeout=7.0)
+    desk.submit(queue="mail", timeout=0.0)
+    assert [task.timeout for task in desk.reserve()] == [50.0, 5.0, None, 7.0, None]
+
+
+def test_a_process_that_is_to_end_gets_nothing_more(desk: Desk) -> None:
+    pool: Any = {"id": "pool-of-one", "name": "pool", "host": "here", "pid": 1, "local": None}
+    child: Any = {"incarnation": "one", "pid": 2, "stopped": False, "leaving": True, "running": ()}
+    desk.submit()
+    desk.queue.beat(pool, [child])
+    assert desk.queue.reserve("one", desk.session, 1, 0, (), 20) == ((), True)
+
+
 # -- limits
 
 
@@ -492,7 +548,7 @@ def test_a_payload_over_the_limit_is_refused(make_desk: MakeDesk) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"queue": ""}, {"delay": -1.0}, {"max_retries": -1}, {"priority": "high"}, {"timeout": 0.0}, {"key": ""}],
+    [{"queue": ""}, {"delay": -1.0}, {"max_retries": -1}, {"priority": "high"}, {"timeout": -1.0}, {"key": ""}],
 )
 def test_values_out_of_range_are_refused(desk: Desk, options: dict[str, Any]) -> None:
     with pytest.raises(BadArguments):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
@@ -16,12 +17,15 @@ import pytest
 
 from taskq import logs
 from taskq.clock import SystemClock
-from taskq.errors import BadArguments, Permanent, Retry, Snooze, TaskTimeout
-from taskq.registry import TaskType, current_task
+from taskq.errors import BadArguments, Permanent, Retry, Snooze, TaskCancelled, TaskTimeout
+from taskq.registry import STOPPING, TaskType, current_task
 from taskq.service import ACK, MAX_RESULT, NACK, SNOOZE, Handout, Report
 from taskq.wire.codec import decode, encode_arguments
+from taskq.workers import executor as executor_module
 from taskq.workers import failures
-from taskq.workers.executor import NO_RETRY, Executor
+from taskq.workers.executor import Executor
+from taskq.workers.failures import NO_RETRY
+from taskq.workers.overtime import NOTICE
 from taskq.workers.slots import SlotTable
 
 
@@ -295,6 +299,77 @@ def test_code_may_clean_up_after_a_timeout(bench: Bench) -> None:
 def test_a_timeout_raised_by_the_code_itself_keeps_its_words(bench: Bench) -> None:
     error = bench.run(raising(TaskTimeout("my own clock")))[3]
     assert error[:3] == ("timeout", "TaskTimeout", "my own clock")
+
+
+# -- cancelling
+
+
+@contextmanager
+def cancelled_when_set(bench: Bench) -> Iterator[threading.Event]:
+    """The next run is cancelled as soon as its code sets this."""
+    begun = threading.Event()
+
+    def cancel() -> None:
+        begun.wait(10)
+        bench.executor.cancel(bench.runs)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    yield begun
+    thread.join()
+
+
+def test_a_task_sees_that_it_is_cancelled_before_it_is_interrupted(bench: Bench) -> None:
+    def patient(begun: threading.Event) -> float:
+        begun.set()
+        while not current_task().cancelled:
+            time.sleep(0.001)
+        begin = time.monotonic()
+        try:
+            spin(30)
+        except TaskCancelled:
+            return time.monotonic() - begin
+        return 0.0
+
+    with cancelled_when_set(bench) as begun:
+        report = bench.run(lambda: patient(begun))
+    assert report[0] == ACK and 0.8 * NOTICE < decode(report[3]) < NOTICE + 2
+    assert not STOPPING
+
+
+def test_a_task_that_is_interrupted_is_reported_as_cancelled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "NOTICE", 0.01)
+    with cancelled_when_set(bench) as begun:
+        kind, _, _, error, _, _ = bench.run(lambda: begun.set() or spin(30), timeout=60)  # type: ignore[func-returns-value]
+    assert (kind, error[:3]) == (NACK, ("cancelled", "TaskCancelled", "it was cancelled"))
+    assert "in spin" in error[3]
+    assert bench.run(lambda: 1)[0] == ACK
+
+
+def test_whatever_a_task_raises_after_it_was_asked_to_stop_it_is_cancelled(bench: Bench) -> None:
+    def own(begun: threading.Event) -> None:
+        begun.set()
+        while not current_task().cancelled:
+            time.sleep(0.001)
+        raise ValueError("my own way to stop")
+
+    with cancelled_when_set(bench) as begun:
+        error = bench.run(lambda: own(begun))[3]
+    assert error[:3] == ("cancelled", "ValueError", "my own way to stop")
+
+
+def test_a_task_that_was_cancelled_before_it_began_never_does(bench: Bench) -> None:
+    ran: list[int] = []
+    bench.executor.cancel(1)
+    assert bench.run(lambda: ran.append(1))[3][0] == "cancelled"
+    assert not ran and not STOPPING
+    assert bench.run(lambda: 1)[0] == ACK
+
+
+def test_a_cancelled_task_of_another_is_an_ordinary_error(bench: Bench) -> None:
+    assert bench.run(raising(TaskCancelled("task 8 was cancelled")))[3][:3] == (
+        *("error", "TaskCancelled", "task 8 was cancelled"),
+    )
 
 
 @pytest.fixture

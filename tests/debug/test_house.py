@@ -65,12 +65,14 @@ PURE = (
         "queue.idempotency",
         "queue.limits",
         "queue.lots",
+        "queue.stopping",
+        "queue.timeouts",
         "queue.suspects",
         "queue.uniqueness",
     ),
     *("queue.dispatch", "queue.explain"),
     *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec"),
-    *("where", "layout", "records", "views", "bench.figures"),
+    *("where", "layout", "records", "views", "bench.figures", "workers.overtime", "workers.stacks"),
 )
 IMPURE = {"threading", "time", "random", "secrets", "logging", "socket", "os", "pathlib", "io", "uuid", "subprocess"}
 

@@ -55,7 +55,7 @@ def test_what_fits_comes_in_as_it_is(item: NewTask) -> None:
         {"result_ttl": 0},
         {"delay": float("inf")},
         {"delay": -1.0},
-        {"timeout": 0},
+        {"timeout": -1},
         {"key": ""},
         {"key": "k" * 501},
         {"correlation_id": None},

@@ -520,6 +520,8 @@ SHOWN = {
     "finished_at": "2023-11-14T22:13:21.041Z",
     "failures": 0,
     "deaths": 0,
+    "timeout": None,
+    "cancel_requested": False,
     "worker": "mgr-4188/1",
     "result": 3_628_800,
     "ignore_result": False,
@@ -590,34 +592,36 @@ def test_unfinished_and_failed_records() -> None:
 def test_details_for_people() -> None:
     failed = records.public(record(state=State.FAILED, result=None, error=("error", "OSError", "no", "Trace\n  back")))
     assert "\n".join(records.detail_lines(failed, json.dumps)) == (
-        "id              42\n"
-        "type            compute\n"
-        "queue           default\n"
-        "state           failed\n"
-        "priority        0\n"
-        "retry           up to 3, 1.0s after the first failure, x2 after each further one, at most 1h00m\n"
-        'payload         {"type": "compute", "operation": "factorial", "value": 10}\n'
-        "submitted_at    2023-11-14T22:13:20.250Z\n"
-        "due_at          2023-11-14T22:13:20.250Z\n"
-        "expires_at      -\n"
-        "started_at      2023-11-14T22:13:21.000Z\n"
-        "finished_at     2023-11-14T22:13:21.041Z\n"
-        "failures        0\n"
-        "deaths          0\n"
-        "worker          mgr-4188/1\n"
-        "result          -\n"
-        "ignore_result   false\n"
-        "result_ttl      -\n"
-        "error           error: OSError: no\n"
-        "correlation_id  c-1\n"
-        "key             -\n"
-        "unique          -\n"
+        "id                42\n"
+        "type              compute\n"
+        "queue             default\n"
+        "state             failed\n"
+        "priority          0\n"
+        "retry             up to 3, 1.0s after the first failure, x2 after each further one, at most 1h00m\n"
+        'payload           {"type": "compute", "operation": "factorial", "value": 10}\n'
+        "submitted_at      2023-11-14T22:13:20.250Z\n"
+        "due_at            2023-11-14T22:13:20.250Z\n"
+        "expires_at        -\n"
+        "started_at        2023-11-14T22:13:21.000Z\n"
+        "finished_at       2023-11-14T22:13:21.041Z\n"
+        "failures          0\n"
+        "deaths            0\n"
+        "timeout           -\n"
+        "cancel_requested  false\n"
+        "worker            mgr-4188/1\n"
+        "result            -\n"
+        "ignore_result     false\n"
+        "result_ttl        -\n"
+        "error             error: OSError: no\n"
+        "correlation_id    c-1\n"
+        "key               -\n"
+        "unique            -\n"
         "\n"
         "Trace\n"
         "  back"
     )
     nothing = records.public(record(result=codec.encode(None)))
-    assert "result          null" in records.detail_lines(nothing, json.dumps)
+    assert "result            null" in records.detail_lines(nothing, json.dumps)
 
 
 def test_answers_to_cancel_in_words() -> None:

@@ -78,7 +78,7 @@ def test_attributes_of_the_function_do_not_hide_those_of_the_type() -> None:
         ({"max_retries": True}, "max_retries must be"),
         ({"max_retries": 1.5}, "max_retries must be"),
         ({"backoff": float("nan")}, "backoff must be"),
-        ({"timeout": 0}, "timeout must be"),
+        ({"timeout": -1}, "timeout must be"),
         ({"timeout": float("inf")}, "timeout must be"),
         ({"queue": ""}, "queue's name"),
         ({"queue": "a\nb"}, "queue's name"),

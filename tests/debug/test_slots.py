@@ -32,9 +32,9 @@ def reader(table: SlotTable) -> Iterator[SlotTable]:
 def test_reader_sees_what_the_writer_does(table: SlotTable, reader: SlotTable) -> None:
     assert reader.running() == []
     table.own(1)
-    table.begin(1, 42, 2**40 + 7, 12.5, b"mail.send")
+    table.begin(1, 42, 2**40 + 7, 12.5, b"mail.send", 15.0, False)
     (seen,) = reader.running()
-    assert seen == (42, 2**40 + 7, 12.5, "mail.send", threading.get_ident())
+    assert seen == (42, 2**40 + 7, 12.5, "mail.send", threading.get_ident(), 15.0, False)
     table.end(1)
     assert reader.running() == []
 

@@ -392,6 +392,27 @@ def test_a_cancelled_running_task_gets_no_further_attempt_but_may_complete() -> 
     assert (first.state, second.state) == (State.COMPLETED, State.CANCELLED)
 
 
+def test_whatever_stopped_because_it_was_asked_to_is_cancelled_and_nothing_else_is() -> None:
+    state = new_state()
+    put(state, *[new_task("x", b"", max_retries=0)] * 3)
+    worker = join(state)
+    stopped, failed, liar = take(state, worker, 3)
+    state.cancel(stopped.id, START)
+    state.cancel(failed.id, START)
+    assert {task.id for task in state.stopping.tasks()} == {stopped.id, failed.id}
+    interrupted = ("cancelled", "TaskCancelled", "it was cancelled", "Traceback …")
+    reports = [
+        (NACK, stopped.id, stopped.run, interrupted, None, 0.1),
+        (NACK, failed.id, failed.run, ERROR, None, 0.1),
+        (NACK, liar.id, liar.run, interrupted, None, 0.1),
+    ]
+    changes = state.report(worker, reports, after(3))[1]
+    assert [task.state for task in changes.final] == [State.CANCELLED, State.FAILED, State.FAILED]
+    assert (stopped.failures, stopped.finished_at, stopped.error) == (0, after(3).wall, interrupted)
+    assert state.stopping.tasks() == []
+    check(state)
+
+
 @pytest.mark.parametrize("end", ["nack", "give back", "snooze", "death", "re-attach"])
 def test_every_end_of_a_cancelled_attempt_has_a_time(end: str) -> None:
     """Records without one would never be purged."""
