@@ -21,10 +21,11 @@ _BY_POSITION = 1
 class Unique:
     """One submit at a time: where a task of the same type, queue and arguments is there already, that one is given.
 
-    ``by``: the arguments that are compared, as they were passed (a default that is left out is not filled in); empty:
-    all. A task that is there counts in the states ``while_in`` (of ``pending``, ``scheduled``, ``running``), and for
-    ``within`` seconds after its submit whatever became of it. ``on_conflict``: ``return`` gives its handle, with
-    ``existing`` true; ``raise`` raises `NotUnique`.
+    ``by``: the arguments that are compared, as they were passed (a default that is left out is not filled in);
+    empty: all. Tasks are compared with those that were submitted with the same ``by``. A task that is there counts
+    in the states ``while_in`` (of ``pending``, ``scheduled``, ``running``), and for ``within`` seconds after its
+    submit whatever became of it. ``on_conflict``: ``return`` gives its handle, with ``existing`` true; ``raise``
+    raises `NotUnique`.
 
     Raises `BadArguments` for values that make no sense.
     """
@@ -80,7 +81,7 @@ class Unique:
                 if name not in known and not (open_ended and (name in given or not args)):
                     raise BadArguments(f'unique: {type} has no argument "{name}" to compare by')
             given = {name: given[name] for name in self.by if name in given}
-        return [type, queue, [[name, _in_order(given[name])] for name in sorted(given)]]
+        return [type, queue, sorted(self.by), [[name, _in_order(given[name])] for name in sorted(given)]]
 
 
 _VAR_KEYWORD = 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ import pytest
 from taskq.cli import output
 from taskq.errors import RetryPolicy
 from taskq.queue.lifecycle import mermaid
+from taskq.unique import Unique
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -88,11 +90,12 @@ def test_option_tables_are_those_of_the_commands(name: str) -> None:
     assert f"\n\n{option_tables()[name]}\n\n" in README
 
 
-def test_the_parts_of_a_retry_are_those_of_the_code() -> None:
-    heading = "| part of a `Retry` | usual | meaning |\n| --- | --- | --- |\n"
+@pytest.mark.parametrize(("name", "usual"), [("Retry", RetryPolicy()._asdict()), ("Unique", asdict(Unique()))])
+def test_the_parts_of_options_are_those_of_the_code(name: str, usual: dict[str, object]) -> None:
+    heading = f"| part of a `{name}` | usual | meaning |\n| --- | --- | --- |\n"
     table = README.partition(heading)[2].partition("\n\n")[0]
     listed = {cells[1].strip(" `"): cells[2].strip() for cells in (line.split("|") for line in table.splitlines())}
-    assert listed == {name: str(value) for name, value in RetryPolicy()._asdict().items()}
+    assert listed == {part: str(value) for part, value in usual.items()}
 
 
 def test_exit_codes_are_those_of_the_commands() -> None:

@@ -6,6 +6,7 @@ import functools
 import operator
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 from taskq import registry
 from taskq.errors import BadArguments, ConfigError
 from taskq.options import Options
+from taskq.queue.task import Terms
 from taskq.registry import TaskContext, TaskType, current_task, load, lookup, named, task
 from taskq.service import TypeInfo
 from taskq.signature import Signature
+from taskq.unique import Unique
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +205,9 @@ def test_extra_check_sees_the_arguments_after_the_signature() -> None:
         made.bind((11,), {"z": 1})
 
 
+NOON = datetime(2030, 1, 31, 12, tzinfo=timezone.utc)
+
+
 # -- options ---------------------------------------------------------------------------------------------------------
 
 
@@ -228,12 +234,41 @@ def test_options_travel_with_the_type_or_the_name() -> None:
         {"timeout": -1},
         {"backoff": True},
         {"queue": "a b"},
+        {"at": 5.0},
+        {"at": datetime(2030, 1, 31)},
+        {"expires": 0},
+        {"expires": True},
+        {"expires": "10"},
+        {"expires": datetime(2030, 1, 31)},
+        {"unique": True},
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(BadArguments, match=name):
         Options(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"at": NOON, "delay": 5}, "not both"),
+        ({"delay": 60, "expires": 60}, "expire before it is due"),
+        ({"at": NOON, "expires": NOON}, "expire before it is due"),
+        ({"key": "k", "unique": Unique()}, "not both"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(BadArguments, match=complaint):
+        Options(**options)
+
+
+def test_times_and_twins_become_terms() -> None:
+    terms = Options(expires=NOON, unique=Unique(by=("a",), within=5, on_conflict="raise")).on(Terms("x"))
+    assert (terms.expires, terms.expires_by) == (None, NOON.timestamp())
+    assert (terms.unique_in, terms.unique_within) == (("pending", "scheduled", "running"), 5)
+    assert terms.unique_raises and terms.expiring
+    assert Options(expires=60).on(Terms("x")) == Terms("x", expires=60)
 
 
 # -- loading ---------------------------------------------------------------------------------------------------------

@@ -174,6 +174,38 @@ def test_entries_have_their_own_options_and_take_the_others_from_the_command(sub
     assert (second["priority"], second["max_retries"], second["state"]) == (1, 0, "pending")
 
 
+def test_times_are_read_as_people_write_them(submit: Submit, here: Here) -> None:
+    submit("sleep", "duration=0", "--at", "2090-01-31T08:00+01:00", "--expires", "2090-01-31T08:00Z")
+    submit("sleep", "duration=0", "--at", "+90m", "--expires", "2h")
+    first, second = record(here, 1), record(here, 2)
+    assert (first["due_at"], first["expires_at"]) == (3_789_529_200.0, 3_789_532_800.0)
+    assert second["due_at"] - second["submitted_at"] == pytest.approx(5_400)
+    assert second["expires_at"] - second["submitted_at"] == pytest.approx(7_200)
+    text = json.dumps([{"payload": DOUBLE, "at": "+5s", "expires": 60}, {"payload": DOUBLE, "delay": 5}, DOUBLE])
+    assert submit("--payload-file", "-", "--at", "2090-01-31T08:00Z", stdin=text).code == 0
+    found = [record(here, id) for id in (3, 4, 5)]
+    assert [one["due_at"] - one["submitted_at"] < 6 for one in found] == [True, True, False]
+    assert [one["expires"] for one in found] == [60, None, None]
+
+
+def test_a_unique_submit_says_whether_the_task_was_there(submit: Submit, here: Here) -> None:
+    done = submit("sleep", "duration=1", "--unique")
+    assert done.out == "1\n" and "already" not in done.err
+    done = submit("--unique", "sleep", "duration=1")
+    assert done.out == "1\n" and done.err.endswith("task 1 was there already\n")
+    assert submit("sleep", "duration=1", "timeout=9", "--unique", "-q").out == "3\n", "other arguments"
+    assert submit("sleep", "duration=1", "timeout=7", "--unique=duration").out == "4\n", "no such value yet"
+    done = submit("sleep", "duration=1", "timeout=8", "--unique=duration", "--json")
+    assert json.loads(done.out) == {"ids": [4], "existing": [4]}
+    done = submit("sleep", "duration=1", "--unique=duration", "--on-conflict", "raise", "--json")
+    error = json.loads(done.err)["error"]
+    assert (done.code, error["code"]) == (5, "not_unique") and "task 4 (sleep) is there" in error["message"]
+    text = json.dumps([{"payload": DOUBLE, "unique": True}, {"payload": DOUBLE, "unique": {"within": "1m"}}])
+    done = submit("--payload-file", "-", stdin=text)
+    assert done.out == "6\n6\n" and done.err.endswith("task 6 was there already\n")
+    assert record(here, 6)["unique_in"] == ("pending", "scheduled", "running")
+
+
 def test_the_same_dedupe_key_gives_the_same_task(submit: Submit, here: Here) -> None:
     assert submit("sleep", "duration=1", "--dedupe-key", "k").out == "1\n"
     assert submit("sleep", "duration=1", "--dedupe-key", "k").out == "1\n"
@@ -219,6 +251,17 @@ def test_random_tasks_of_all_types_the_same_for_a_seed(submit: Submit, here: Her
         (["sleep", "duration=1", "--wait=soon"], '"soon" is not a duration'),
         (["sleep", "duration=1", "--max-retries", "-1"], "--max-retries"),
         (["sleep", "duration=1", "--delay", "-1s"], "--delay"),
+        (["sleep", "duration=1", "--at", "tomorrow"], '"tomorrow" is not a time'),
+        (["sleep", "duration=1", "--at", "2030-01-31T08:00"], "has no time zone"),
+        (["sleep", "duration=1", "--at", "+1s", "--delay", "1s"], "not both"),
+        (["sleep", "duration=1", "--expires", "1s", "--delay", "1s"], "expire before it is due"),
+        (["sleep", "duration=1", "--unique-within", "1s"], "go with --unique"),
+        (["sleep", "duration=1", "--unique=z"], 'sleep has no argument "z"'),
+        (["sleep", "duration=1", "--unique", "--unique-while", "failed"], 'not "failed"'),
+        (["sleep", "duration=1", "--unique", "--dedupe-key", "k"], "not both"),
+        (["--payload", '{"payload": {"type": "sleep"}, "unique": "duration"}'], "not a text"),
+        (["--payload", '{"payload": {"type": "sleep"}, "unique": {"fields": []}}'], 'there is no part "fields"'),
+        (["--payload", '{"payload": {"type": "sleep"}, "expires": "never"}'], 'expires: "never" is not a time'),
         (["sleep", "duration"], '"duration" is not name=value'),
         (["sleep", "duration=1", "duration=2"], '"duration" is given twice'),
         (["sleep", "duration=1", "--queue", "a b"], "a queue's name"),
@@ -447,7 +490,9 @@ def test_words_are_json_or_text() -> None:
 
 
 def test_what_as_json_writes_can_be_read_again() -> None:
-    for entry in read(json.dumps([DOUBLE, {"payload": DOUBLE, "priority": 3, "key": "k", "delay": 5, "queue": "q"}])):
+    timed = {"at": "2090-01-31T08:00+01:00", "expires": "2091-01-31T08:00Z", "unique": ["value"]}
+    others = {"priority": 3, "key": "k", "delay": 5, "queue": "q", "expires": "10m"}
+    for entry in read(json.dumps([DOUBLE, {"payload": DOUBLE, **others}, {"payload": DOUBLE, **timed}])):
         assert isinstance(entry, entries.Entry)
         (again,) = read(json.dumps(entries.as_json(entry)))
         assert again == entry._replace(where="")

@@ -210,6 +210,7 @@ def test_arguments_are_compared_by_name_however_they_were_passed() -> None:
     assert value(whole, 1, "hi") == value(whole, text="hi", user_id=1) != value(whole, 1, "ho")
     assert value(by_user, 1, "hi") == value(by_user, user_id=1, text="ho") != value(by_user, 2, "hi")
     assert value(whole, 1) != value(whole, 1, ""), "a default that is left out is not known here"
+    assert value(whole, user_id=1) != value(by_user, user_id=1), "only what was submitted with the same by"
     assert value(Unique(by=("other",)), 1, other=2) != value(Unique(by=("other",)), 1, other=3)
 
 
@@ -230,7 +231,12 @@ def test_an_argument_that_the_type_does_not_have_is_refused() -> None:
         Unique(by=("user",)).compared("mail", "default", PARAMETERS[:2], (1,), {})
     with pytest.raises(BadArguments, match="no argument"):
         Unique(by=("user",)).compared("mail", "default", [], (1,), {})
-    assert Unique(by=("user",)).compared("mail", "default", [], (), {"user": 1}) == ["mail", "default", [["user", 1]]]
+    assert Unique(by=("user",)).compared("mail", "default", [], (), {"user": 1}) == [
+        "mail",
+        "default",
+        ["user"],
+        [["user", 1]],
+    ]
 
 
 @pytest.mark.parametrize(

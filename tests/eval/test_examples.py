@@ -31,7 +31,13 @@ def run(cluster: Cluster, folder: str, *words: str, stdin: str = "") -> str:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.iterdir()} == {"own_tasks", "bulk_submit", "second_machine", "python_client"}
+    assert {path.name for path in EXAMPLES.iterdir()} == {
+        "own_tasks",
+        "bulk_submit",
+        "second_machine",
+        "python_client",
+        "uniqueness",
+    }
 
 
 def test_own_tasks(cluster: Cluster) -> None:
@@ -79,3 +85,15 @@ def test_second_machine(cluster: Cluster) -> None:
     printed = run(cluster, "second_machine", "./try_here.sh")
     assert "\n2432902008176640000\n" in printed
     assert "node2/0" in printed
+
+
+def test_uniqueness(cluster: Cluster) -> None:
+    cluster.manager("--tasks", "reports", PYTHONPATH=os.pathsep.join([str(EXAMPLES / "uniqueness"), str(ROOT)]))
+    assert run(cluster, "uniqueness", sys.executable, "main.py").splitlines() == [
+        "the same task: True True - another user's: False",
+        "monthly report of user 1 - monthly report of user 2",
+        "now that it is done: False",
+        "within a minute, though it is done: refused because of the same task: True",
+        "the same key: True",
+        "for something else: key_conflict",
+    ]
