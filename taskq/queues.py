@@ -19,14 +19,14 @@ def whoami() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def purge(verb: Callable[[str, int], PurgedQueue], queue: str, said: Callable[[int], None] = lambda done: None) -> int:
+def purge(verb: Callable[[str, int], PurgedQueue], queue: str, said: Callable[[int], None] = lambda more: None) -> int:
     """Cancel what waits in a queue now; gives how many tasks that were. ``verb``: `QueueService.purge_queue`.
 
-    ``said`` is told how many tasks were cancelled so far. Raises `QueueNotFound`.
+    ``said`` is told of each call how many tasks it cancelled. Raises `QueueNotFound`.
     """
     cancelled, below, more = 0, 0, True
     while more:
         piece = verb(queue, below)
         cancelled, below, more = cancelled + piece.cancelled, piece.below, piece.more
-        said(cancelled)
+        said(piece.cancelled)
     return cancelled

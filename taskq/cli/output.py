@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 import click
@@ -128,6 +129,15 @@ class Output:
         """Print an error of taskq; gives the exit code that belongs to it."""
         self.error(error.message, error.hint, error.code)
         return exit_code(error)
+
+    @contextmanager
+    def bar(self, length: int, label: str) -> Iterator[Callable[[int], None]]:
+        """A progress bar on stderr where a person looks at it and ``length`` is over 0; gives what moves it on."""
+        if not length or self.quiet or not sys.stderr.isatty():
+            yield lambda steps: None
+            return
+        with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+            yield bar.update
 
     def _label(self, word: str, color: str) -> str:
         return click.style(f"{word}:", fg=color, bold=True) if self.colors(sys.stderr) else f"{word}:"

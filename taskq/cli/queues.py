@@ -116,7 +116,8 @@ def purge(*, queue_name: str, yes: bool, connection: Connection, output: Output)
         waiting = found["pending"] + found["scheduled"]
         if waiting and not yes:
             _ask(f'cancel {counted(waiting, "task")} of queue "{plain(queue_name)}"?')
-        cancelled = queues.purge(manager.purge_queue, queue_name)
+        with output.bar(waiting, "cancelling") as advance:
+            cancelled = queues.purge(manager.purge_queue, queue_name, advance)
     if output.json:
         output.value({"name": queue_name, "cancelled": cancelled})
     else:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,7 +285,7 @@ def _send(client: Client, items: list[NewTask], notes: Path | None, output: Outp
 
     if sum(item.key is not None for item in items) > len({item.key for item in items if item.key is not None}):
         raise click.UsageError("--dedupe-key stands for one task, and there are several")
-    with _bar(len(items) if len(items) >= BAR_FROM else 0, "submitting", output) as advance:
+    with output.bar(len(items) if len(items) >= BAR_FROM else 0, "submitting") as advance:
         return submit.send(client, items, notes, advance)
 
 
@@ -297,7 +296,7 @@ def _wait(handles: list[TaskHandle[Any]], seconds: float, output: Output) -> int
     failed = False
     on_screen = sys.stdout.isatty() and not output.json
     try:
-        with _bar(len(handles) if len(handles) > 1 and not on_screen else 0, "waiting", output) as advance:
+        with output.bar(len(handles) if len(handles) > 1 and not on_screen else 0, "waiting") as advance:
             for handle, value, error in submit.outcomes(handles, None if seconds == float("inf") else seconds):
                 advance(1)
                 if error is not None:
@@ -361,16 +360,6 @@ def _tasks(count: int) -> str:
 
 def _they_go_on(count: int) -> str:
     return "it goes on" if count == 1 else "they go on"
-
-
-@contextmanager
-def _bar(length: int, label: str, output: Output) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr where a person looks at it and ``length`` is over 0; gives what moves it on."""
-    if not length or output.quiet or not sys.stderr.isatty():
-        yield lambda steps: None
-        return
-    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
-        yield bar.update
 
 
 def main() -> None:

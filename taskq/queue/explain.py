@@ -20,7 +20,7 @@ they must go: what keeps the task from becoming pending, then what keeps it from
 | ``position`` | queue, before, start_s | how many tasks of its queue go before it; start_s may be None |
 | ``next`` | | nothing: it is about to be handed out |
 | ``running`` | worker, for_s, attempt | |
-| ``cancel_requested`` | | it runs, and gets no further attempt |
+| ``cancel_requested`` | | it runs, will be stopped, and gets no further attempt |
 | ``worker_silent`` | worker, silent_s, lease_s | it runs with a worker that gives no sign of life |
 | ``completed``, ``failed``, ``cancelled`` | finished_at, for_s, worker, error | it is over |
 """
@@ -251,7 +251,9 @@ def _of_running(state: QueueState, task: Task, now: Moment) -> list[Cause]:
     text = f"it runs on {plain(name)} for {duration(ran)} (attempt {attempt})"
     causes = [_cause("running", text, worker=task.worker_name, for_s=ran, attempt=attempt)]
     if task.cancel_requested:
-        causes.append(_cause("cancel_requested", "it is to be cancelled: it gets no further attempt"))
+        causes.append(
+            _cause("cancel_requested", "it is to be cancelled: it will be stopped, and gets no further attempt")
+        )
     if worker is not None and not worker.may_reserve(now.mono, state.leases.heartbeat) and not worker.draining:
         silent, left = max(0.0, now.mono - worker.beat_at), max(0.0, worker.expires - now.mono)
         text = f"{plain(name)} has given no sign of life for {duration(silent)}: it runs elsewhere in {duration(left)}"

@@ -94,7 +94,9 @@ class Lane:
                 taken.append(task)
                 continue
             last = min(below, self._late[0][0]) if self._late else below
-            while line and len(taken) < limit and line[0].id < last and line[0].due_at <= latest:
+            while line and len(taken) < limit and line[0].id < last:
+                if line[0].due_at > latest:
+                    return taken
                 task = line.popleft()
                 if task.state is PENDING:
                     taken.append(task)

@@ -45,11 +45,11 @@ class Schedule:
         """A task is scheduled no more, and was not taken by `pop`."""
         self._stale += 1
         if 2 * self._stale > len(self._heap) + SPARE:
-            self._rebuild()
+            self._rebuild([entry for entry in self._heap if entry[3].state is SCHEDULED])
 
-    def _rebuild(self) -> None:
-        self._heap = [(task.due_at, task.id, task.run, task) for _, task in self.entries()]
-        heapq.heapify(self._heap)
+    def _rebuild(self, entries: list[tuple[float, int, int, Task]]) -> None:
+        self._heap = entries
+        heapq.heapify(entries)
         self._stale = 0
 
     def shift(self, seconds: float) -> list[Task]:
@@ -57,7 +57,7 @@ class Schedule:
         moved = [task for _, task in self.entries() if task.run]
         for task in moved:
             task.due_at += seconds
-        self._rebuild()
+        self._rebuild([(task.due_at, task.id, task.run, task) for _, task in self.entries()])
         return moved
 
     def copy(self) -> list[tuple[float, int, int, Task]]:
