@@ -79,8 +79,9 @@ class Submitted(NamedTuple):
 class Outcome(NamedTuple):
     """News of a task. ``state``: its label, or ``unknown`` where there is no such task.
 
-    ``result``: encoded; None when it is larger than `INLINE_RESULT` (ask `result`) or there is none. ``error``:
-    (kind, type, message, traceback) of a failed task. ``failures``, ``deaths``, ``worker``: as in the record.
+    ``result``: encoded; None when it is larger than `INLINE_RESULT` or has a time of its own (ask `result`), or there
+    is none (any more). ``error``: (kind, type, message, traceback) of a failed task. ``failures``, ``deaths``,
+    ``worker``: as in the record.
     """
 
     id: int

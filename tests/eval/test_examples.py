@@ -36,6 +36,7 @@ def test_every_example_is_run_here() -> None:
         "bulk_submit",
         "second_machine",
         "python_client",
+        "retries",
         "uniqueness",
     }
 
@@ -96,4 +97,16 @@ def test_uniqueness(cluster: Cluster) -> None:
         "within a minute, though it is done: refused because of the same task: True",
         "the same key: True",
         "for something else: key_conflict",
+    ]
+
+
+def test_retries(cluster: Cluster) -> None:
+    cluster.manager("--tasks", "calls", PYTHONPATH=os.pathsep.join([str(EXAMPLES / "retries"), str(ROOT)]))
+    assert run(cluster, "retries", sys.executable, "main.py").splitlines() == [
+        "by its own policy: 7 answered at attempt 3",
+        "never after this error: Refused after 1 attempt(s): not you",
+        "by another policy: ConnectionError after 2 attempt(s): the line is busy",
+        "for good: Permanent after 1 attempt(s): there is nothing to order",
+        "when it says itself: bread after 2 attempt(s)",
+        "snoozing: ready at attempt 1",
     ]
