@@ -23,6 +23,7 @@ FOR_PEOPLE = {"mermaid", "text"}
 """Blocks that are no input for a computer."""
 
 EXPECTED = {
+    "python welcome.py": "False True True\nTrue True\n",
     "python tasks.py": "2\n[2, 1, 3]\n",
     "taskq-submit compute operation=double value=21 --wait": "42\n",
     'taskq-submit --payload \'{"type": "compute", "operation": "factorial", "value": 10}\' --wait': "3628800\n",
