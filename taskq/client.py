@@ -28,7 +28,8 @@ from taskq.queues import purge, whoami
 from taskq.reconnecting import Reconnecting
 from taskq.registry import Prepared, TaskType, correlation_id
 from taskq.results import Results, TaskHandle, Waited
-from taskq.service import Connection, Explained, Hello, PurgedQueue, QueueInfo, QueueService, Types
+from taskq.selecting import FAILED_ONLY, Finder, Finds, dead_letter, matching
+from taskq.service import MAX_BATCH, Connection, Explained, Hello, PurgedQueue, QueueInfo, QueueService, Types
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode, encode_arguments
 
@@ -298,6 +299,51 @@ class Client:
             return self._manager.call(lambda manager: manager.purge_queue(name, below), self._patience)
 
         return purge(verb, queue)
+
+    # -- failed tasks
+
+    def failed(self, where: str = "") -> list[dict[str, Any]]:
+        """The failed tasks for which these conditions hold (`taskq.where`; none = all), newest first.
+
+        Of each ``id``, ``type``, ``queue``, ``priority``, ``submitted_at`` and ``finished_at`` (wall-clock seconds),
+        ``failures``, ``deaths``, ``worker``, ``error`` (``kind``, ``type``, ``message``). Raises `BadArguments`.
+        """
+        return [dead_letter(record) for record in matching(self._finding(), where, FAILED_ONLY)]
+
+    def requeue(self, *ids: int, where: str | None = None) -> list[int]:
+        """Let failed or cancelled tasks begin anew, with a new budget of retries; gives the ids of those that do.
+
+        ``where``: all failed tasks for which these conditions hold (an empty text: all of them). A handle that has its
+        outcome keeps it: `handle` gives a new one. Raises `BadArguments`, `QueueFull`.
+        """
+        return self._act(lambda part: lambda queue: queue.requeue(part), "requeued", ids, where)
+
+    def drop(self, *ids: int, where: str | None = None) -> list[int]:
+        """Delete the records of failed tasks, chosen as in `requeue`; gives the ids of those that are gone."""
+        return self._act(lambda part: lambda queue: queue.drop(part), "dropped", ids, where)
+
+    def history(self, id: int) -> list[dict[str, Any]]:
+        """The last ten attempts at a task, oldest first (`QueueService.history`). Raises `TaskNotFound`."""
+        return list(self._manager.call(lambda queue: queue.history(id), self._patience))
+
+    def _finding(self) -> Finds:
+        return Finder(lambda *asked: self._manager.call(lambda queue: queue.find(*asked), self._patience))
+
+    def _act(
+        self,
+        verb: Callable[[Sequence[int]], Callable[[QueueService], Sequence[str]]],
+        done: str,
+        ids: Sequence[int],
+        where: str | None,
+    ) -> list[int]:
+        if where is not None:
+            ids = [*ids, *(record["id"] for record in matching(self._finding(), where, FAILED_ONLY))]
+        acted: list[int] = []
+        for start in range(0, len(ids), MAX_BATCH):
+            part = ids[start : start + MAX_BATCH]
+            answers = self._manager.call(verb(part), self._patience)
+            acted += [id for id, answer in zip(part, answers, strict=True) if answer == done]
+        return acted
 
     def hello(self) -> Hello:
         """What the manager says of itself; asked once a connection."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from taskq import where as conditions
@@ -34,3 +34,25 @@ def _matching(queue: Finds, wanted: conditions.Where, states: Sequence[str]) -> 
         yield from filter(wanted.matches, records)
         if not below:
             return
+
+
+FAILED_ONLY = ("failed",)
+"""States for `matching`."""
+
+
+class Finder:
+    """Makes a function one that `matching` can ask."""
+
+    def __init__(self, find: Callable[[str, Sequence[str], int], Found]) -> None:
+        self.find = find
+
+
+def dead_letter(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A failed task as programs read it, without what is of interest to the queue alone."""
+    error = record["error"] or {}
+    return {
+        **{name: record[name] for name in ("id", "type", "queue", "priority", "submitted_at", "finished_at")},
+        **{name: record[name] for name in ("failures", "deaths")},
+        "worker": record["worker_name"],
+        "error": {name: error.get(name, "") for name in ("kind", "type", "message")},
+    }

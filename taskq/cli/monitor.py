@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from taskq.cli import output as out
+from taskq.cli.failed import failed
 from taskq.cli.options import DURATION, Connection, Group, common_options, connection_options, setting
 from taskq.cli.output import Output
 from taskq.cli.queues import queue
@@ -68,7 +69,7 @@ def command(
     return _once(connection, output) if once else _continuous(connection, output, interval)
 
 
-for verbs in (task, explaining("taskq-monitor explain 42"), queue, worker):
+for verbs in (task, explaining("taskq-monitor explain 42"), failed, queue, worker):
     command.add_command(verbs)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -116,19 +116,27 @@ def _whole(queue: QueueService, record: dict[str, Any]) -> dict[str, Any]:
 @connection_options
 @common_options
 def show(*, task_id: int, connection: Connection, output: Output) -> int:
-    """Print all that is known of a task: arguments, times, outcome."""
+    """Print all that is known of a task: arguments, times, outcome, its last attempts."""
+    return show_task(task_id, connection, output)
+
+
+def show_task(task_id: int, connection: Connection, output: Output) -> int:
+    """Do what ``task show`` does."""
     with connected(connection) as queue:
         (record,) = queue.get([task_id])
         if record is None:
             raise _not_found(task_id)
         types = queue.types()["types"]
-    from taskq import records
+        history = queue.history(task_id)
+    from taskq import dead_letters, records
 
     shown = records.public(record, records.by_name(types))
     if output.json:
-        output.value(shown)
+        output.value({**shown, "history": [dead_letters.public_attempt(attempt) for attempt in history]})
     else:
         for line in records.detail_lines(shown, to_json):
+            output.line(line)
+        for line in dead_letters.attempt_lines(history, SystemClock().wall()):
             output.line(line)
     return out.EXIT_OK
 
@@ -241,6 +249,31 @@ def ids_where(queue: QueueService, where: str, states: Sequence[str]) -> Iterato
             yield found[start : start + MAX_BATCH]
         if not below:
             return
+
+
+@task.command("requeue", example="taskq-monitor task requeue 42 43")
+@click.argument("task_ids", metavar="ID...", type=TASK_ID, nargs=-1, required=True)
+@connection_options
+@common_options
+def requeue(*, task_ids: tuple[int, ...], connection: Connection, output: Output) -> int:
+    """Let failed or cancelled tasks begin anew, with a new budget of retries; their history stays."""
+    with connected(connection) as queue:
+        return act(queue.requeue, task_ids, "requeued", output)
+
+
+def act(verb: Callable[[Sequence[int]], Sequence[str]], ids: Sequence[int], done: str, output: Output) -> int:
+    """Do something to these tasks and say of each what became of it; ``done``: the answer when it was done."""
+    from taskq import dead_letters
+
+    answers = [answer for start in range(0, len(ids), MAX_BATCH) for answer in verb(ids[start : start + MAX_BATCH])]
+    if output.json:
+        output.value([{"id": task_id, "state": answer} for task_id, answer in zip(ids, answers, strict=True)])
+    else:
+        for task_id, answer in zip(ids, answers, strict=True):
+            output.line(dead_letters.answer_line(task_id, answer))
+    if "unknown" in answers:
+        return out.EXIT_NOT_FOUND
+    return out.EXIT_OK if set(answers) <= {done} else out.EXIT_FAILED
 
 
 @task.command("purge", example="taskq-monitor task purge --completed --older 1h")

@@ -38,7 +38,7 @@ LAYERS = (
         "workers.*",
         "builtin_tasks",
     ),
-    ("views", "records", "entries", "submit", "monitor", "local_pool", "manager"),
+    ("views", "records", "dead_letters", "entries", "submit", "monitor", "local_pool", "manager"),
     ("bench.*",),
     ("cli.*",),
     ("__main__",),
@@ -72,7 +72,7 @@ PURE = (
     ),
     *("queue.dispatch", "queue.explain"),
     *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec"),
-    *("where", "layout", "records", "views", "bench.figures", "workers.overtime", "workers.stacks"),
+    *("where", "dead_letters", "layout", "records", "views", "bench.figures", "workers.overtime", "workers.stacks"),
 )
 IMPURE = {"threading", "time", "random", "secrets", "logging", "socket", "os", "pathlib", "io", "uuid", "subprocess"}
 

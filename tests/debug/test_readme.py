@@ -22,7 +22,8 @@ COMMANDS = {
     name: importlib.import_module(f"taskq.cli.{name}").command for name in ("manager", "worker", "submit", "monitor")
 }
 VERBS = {
-    "task": ("list", "show", "result", "explain", "cancel", "purge"),
+    "task": ("list", "show", "result", "explain", "cancel", "requeue", "purge"),
+    "failed": ("list", "show", "requeue", "drop"),
     "queue": ("list", "pause", "resume", "limit", "purge"),
     "worker": ("list",),
 }
