@@ -21,6 +21,11 @@ from here import Here
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What measures speed comes last."""
+    items.sort(key=lambda item: item.get_closest_marker("speed") is not None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """An environment without settings of the user's, and with a home folder of its own."""

@@ -11,7 +11,7 @@ import psutil
 from taskq.bench.figures import Row
 from taskq.bench.latency import Probe, completed
 from taskq.bench.settings import Settings
-from taskq.bench.stage import Stage
+from taskq.bench.stage import Stage, cpu
 from taskq.bench.tasks import noop
 from taskq.client import Client
 from taskq.errors import ManagerUnavailable
@@ -119,12 +119,6 @@ def _drain(stage: Stage, queue: RemoteQueue, manager: psutil.Process, count: int
     used = max(TICK, cpu(manager) - started)
     stage.end(pool)
     return used / (last - first)
-
-
-def cpu(process: psutil.Process) -> float:
-    """Processor seconds that it has used so far."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 # -- P14

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import psutil
 
-from taskq.bench.backlog import MIB, cpu
+from taskq.bench.backlog import MIB
 from taskq.bench.figures import Row, median
 from taskq.bench.settings import Settings
-from taskq.bench.stage import Stage
+from taskq.bench.stage import Stage, cpu
 from taskq.bench.tasks import noop
 from taskq.errors import TaskqError
 

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from taskq.bench.settings import Settings
-from taskq.bench.stage import Stage
+from taskq.bench.stage import Stage, cpu
 from taskq.bench.throughput import LIVE, WARM_UP
 from taskq.errors import TaskqError
 
@@ -96,8 +96,7 @@ class _Run:
 
     def cpu_seconds(self) -> dict[str, float]:
         """Processor time so far, by role."""
-        client = psutil.Process(self.client.pid).cpu_times()
-        return {"client": client.user + client.system, **self.stage.cpu_seconds()}
+        return {"client": cpu(psutil.Process(self.client.pid)), **self.stage.cpu_seconds()}
 
     def pids(self) -> dict[str, int]:
         """One process of each role that is sampled."""

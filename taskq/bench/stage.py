@@ -180,7 +180,7 @@ class Stage:
 
     def cpu_seconds(self) -> dict[Role, float]:
         """Processor time that they have used so far, user and system."""
-        return {role: sum(sum(one.cpu_times()[:2]) for one in each) for role, each in self.processes().items()}
+        return {role: sum(map(cpu, each)) for role, each in self.processes().items()}
 
     # -- the queue
 
@@ -239,6 +239,15 @@ class Stage:
             for process in self._running:
                 _kill(process)
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def cpu(process: psutil.Process) -> float:
+    """Processor seconds that a process has used so far; on Linux exactly, elsewhere in steps of some milliseconds."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return time.clock_gettime(~process.pid << 3 | 2)  # the clock that clock_getcpuclockid(3) gives
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def client_of(join: Path) -> Client:

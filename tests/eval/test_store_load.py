@@ -11,13 +11,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from yardstick import least
 
 from taskq.queue.task import FINAL, State, TaskRow
 from taskq.stores.base import Batch
 from taskq.stores.sqlite import SqliteStore
 
+pytestmark = pytest.mark.speed
+
 COUNT = 1_000_000
 MIB = 2**20
+LOAD = 0.6
+"""Processor time for each record, beside what a task costs at least from end to end; 0.35 on a quiet machine."""
 
 
 def pending(id: int) -> TaskRow:
@@ -67,8 +72,8 @@ def test_a_million_pending_tasks_are_loaded_in_seconds(path: Path) -> None:
     print(f"open {open_took:.2f} s, load {load_took:.2f} s, {(peak - base) / MIB:.0f} MiB more")
     assert last == COUNT
     assert peak - base < 100 * MIB
-    assert open_took < 2
-    assert load_took < 4
+    assert load_took / COUNT * 1e6 < LOAD * least().cpu
+    assert open_took < load_took / 3
 
 
 def test_purging_costs_the_same_in_a_large_store(path: Path) -> None:
