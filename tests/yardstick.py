@@ -16,13 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import msgpack
 
-ROUNDS = 3
+ROUNDS = 4
 TASKS = 30_000
 SUBMITTED, HANDED_OUT = 1_000, 250
 """Tasks in a submit call, and in a hand-out."""
@@ -43,6 +43,15 @@ def hold(measure: Callable[[], Mapping[str, float]], limits: Mapping[str, float]
         if all(best[name] < limit for name, limit in limits.items()):
             return
     assert {name: value for name, value in best.items() if value >= limits[name]} == {}, f"of limits {limits}"
+
+
+def in_turn(turns: int, **measures: Callable[[], list[float]]) -> dict[str, list[list[float]]]:
+    """What each measures, by turn, one after the other: whatever else the machine does meets them all."""
+    found: dict[str, list[list[float]]] = {name: [] for name in measures}
+    for _ in range(turns):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return found
 
 
 # -- a task's work
@@ -98,8 +107,9 @@ def _work(database: sqlite3.Connection) -> None:
         database.execute("COMMIT")
 
 
-def work() -> None:
-    """One process of `least`: runs when it is told, and says its `Cost`."""
+@contextmanager
+def _database() -> Iterator[sqlite3.Connection]:
+    """A table of tasks whose transactions are on disk."""
     columns = "id INTEGER PRIMARY KEY, type, queue, payload, priority, max_retries, submitted_at, result"
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -107,6 +117,12 @@ def work() -> None:
     ):
         for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", f"CREATE TABLE task ({columns})"):
             database.execute(statement)
+        yield database
+
+
+def work() -> None:
+    """One process of `least`: runs when it is told, and says its `Cost`."""
+    with _database() as database:
         print("ready", flush=True)
         sys.stdin.readline()
         cpu, wall = time.process_time(), time.perf_counter()
@@ -115,24 +131,53 @@ def work() -> None:
         print(json.dumps([cpu / TASKS * 1e6, wall / TASKS * 1e6]))
 
 
-# -- a way there and back
+# -- a commit, and a way there and back
+
+
+def commits(count: int) -> list[float]:
+    """Seconds for each of so many transactions of one small row that are on disk."""
+    times = []
+    with _database() as database:
+        for _ in range(count):
+            began = time.perf_counter()
+            database.execute("INSERT INTO task (payload) VALUES (?)", (b"x" * 64,))
+            times.append(time.perf_counter() - began)
+    return times
+
+
+class Echo:
+    """Another process, on another processor, that sends back whatever it gets, over TCP; to be entered by `with`."""
+
+    def __init__(self, size: int = 64) -> None:
+        self._size = size
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Echo:
+        process = subprocess.Popen([sys.executable, __file__, "echo", str(self._size)], stdout=subprocess.PIPE)
+        self._closing.callback(process.communicate)
+        self._near = self._closing.enter_context(closing(socket.create_connection(("127.0.0.1", int(_line(process))))))
+        self._near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.close()
+
+    def trips(self, count: int) -> list[float]:
+        """Seconds for each of so many frames there and back."""
+        frame, times = b"x" * self._size, []
+        with _alone_on(0):
+            for _ in range(count):
+                began = time.perf_counter()
+                self._near.sendall(frame)
+                self._near.recv(self._size, socket.MSG_WAITALL)
+                times.append(time.perf_counter() - began)
+        return times
 
 
 def round_trip(size: int = 64, count: int = 1_000) -> float:
-    """Seconds for so many bytes to another process, on another processor, and back, over TCP: the median."""
-    process = subprocess.Popen([sys.executable, __file__, "echo", str(size)], stdout=subprocess.PIPE)
-    try:
-        with _alone_on(0), closing(socket.create_connection(("127.0.0.1", int(_line(process))))) as near:
-            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            frame, times = b"x" * size, []
-            for _ in range(count):
-                began = time.perf_counter()
-                near.sendall(frame)
-                near.recv(size, socket.MSG_WAITALL)
-                times.append(time.perf_counter() - began)
-        return statistics.median(times)
-    finally:
-        process.communicate()
+    """Seconds for so many bytes to another process and back: the median."""
+    with Echo(size) as far:
+        return statistics.median(far.trips(count))
 
 
 @contextmanager
