@@ -81,7 +81,7 @@ def test_the_first_task_is_done_soon_after_the_manager_was_started(compiled: Clu
         return took
 
     once()  # compiles
-    hold(lambda: times_a_bare_start(compiled, once), {"times a bare start": 19.0})
+    hold(lambda: times_a_bare_start(compiled, once), {"times a bare start": 18.0})
 
 
 @pytest.mark.parametrize("command", [SUBMIT, ("monitor", "--once"), ("submit", "--help")], ids=" ".join)
