@@ -130,6 +130,12 @@ class Output:
         self.error(error.message, error.hint, error.code)
         return exit_code(error)
 
+    def agreed(self, question: str) -> bool:
+        """Ask the person at the terminal. Raises `BadArguments` where there is none."""
+        if not sys.stdin.isatty():
+            raise errors.BadArguments(f"{question.removesuffix('?')}: nobody is there to ask", hint="add --yes")
+        return click.confirm(question, err=True)
+
     @contextmanager
     def bar(self, length: int, label: str) -> Iterator[Callable[[int], None]]:
         """A progress bar on stderr where a person looks at it and ``length`` is over 0; gives what moves it on."""

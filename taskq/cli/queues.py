@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -12,7 +11,7 @@ from taskq.cli import output as out
 from taskq.cli.options import Connection, common_options, connection_options
 from taskq.cli.output import Output
 from taskq.cli.tasks import Verbs, connected
-from taskq.errors import BadArguments, QueueNotFound
+from taskq.errors import QueueNotFound
 from taskq.layout import count, counted, duration, plain
 from taskq.service import QueueService
 
@@ -114,8 +113,13 @@ def purge(*, queue_name: str, yes: bool, connection: Connection, output: Output)
     with connected(connection) as manager:
         found = _find(manager, queue_name)
         waiting = found["pending"] + found["scheduled"]
-        if waiting and not yes:
-            _ask(f'cancel {counted(waiting, "task")} of queue "{plain(queue_name)}"?')
+        if (
+            waiting
+            and not yes
+            and not output.agreed(f'cancel {counted(waiting, "task")} of queue "{plain(queue_name)}"?')
+        ):
+            output.note("nothing was done")
+            return out.EXIT_FAILED
         with output.bar(waiting, "cancelling") as advance:
             cancelled = queues.purge(manager.purge_queue, queue_name, advance)
     if output.json:
@@ -123,13 +127,6 @@ def purge(*, queue_name: str, yes: bool, connection: Connection, output: Output)
     else:
         output.line(f"{counted(cancelled, 'task')} cancelled")
     return out.EXIT_OK
-
-
-def _ask(question: str) -> None:
-    """Go on only if a person says yes; without a terminal ``--yes`` must have said so."""
-    if not sys.stdin.isatty():
-        raise BadArguments("there is no terminal to ask on", hint="say --yes")
-    click.confirm(question, abort=True, err=True)
 
 
 def _find(manager: QueueService, name: str) -> dict[str, Any]:

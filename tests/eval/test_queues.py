@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -174,7 +176,7 @@ def test_a_purge_cancels_what_waits_and_asks_before(cluster: Cluster) -> None:
     handles = client.map(named("compute", queue="bulk"), *zip(*[("double", 1)] * 2_500, strict=True))
     client.submit(named("compute", queue="bulk", delay=3600), operation="double", value=1)
     kept = client.submit(named("compute", queue="other", delay=3600), operation="double", value=1)
-    assert "say --yes" in monitor(cluster, "queue", "purge", "bulk", code=2)
+    assert "nobody is there to ask" in monitor(cluster, "queue", "purge", "bulk", code=2)
     assert queue_of(cluster, "bulk")["pending"] == 2_500
     assert monitor(cluster, "queue", "purge", "bulk", "--yes") == "2,501 tasks cancelled\n"
     manager.kill()
@@ -185,6 +187,29 @@ def test_a_purge_cancels_what_waits_and_asks_before(cluster: Cluster) -> None:
     assert client.state(kept.id) == "scheduled"
     until_the_first_pool_has_left(cluster)
     assert 'no queue "nowhere"' in monitor(cluster, "queue", "purge", "nowhere", "--yes", code=6)
+
+
+def test_a_purge_asks_the_person_at_the_terminal(cluster: Cluster) -> None:
+    cluster.manager(workers=0)
+    client = cluster.client()
+    client.submit(named("compute", queue="bulk"), operation="double", value=1)
+    for answer, code, left in ((b"n\n", 1, 1), (b"y\n", 0, 0)):
+        master, slave = os.openpty()
+        os.write(master, answer)
+        done = subprocess.run(
+            [sys.executable, "-m", "taskq", "monitor", "queue", "purge", "bulk"],
+            env=cluster.environment(),
+            stdin=slave,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        os.close(master)
+        os.close(slave)
+        assert 'cancel 1 task of queue "bulk"?' in done.stderr
+        assert (done.returncode, done.stdout) == (code, "" if left else "1 task cancelled\n"), done.stderr
+        assert queue_of(cluster, "bulk")["pending"] == left
 
 
 def test_a_large_purge_holds_nobody_up(cluster: Cluster) -> None:
