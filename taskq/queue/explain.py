@@ -19,6 +19,7 @@ they must go: what keeps the task from becoming pending, then what keeps it from
 | ``queues_before`` | queues, pending | those that could take it serve other queues first, strictly |
 | ``position`` | queue, before, start_s | how many tasks of its queue go before it; start_s may be None |
 | ``next`` | | nothing: it is about to be handed out |
+| ``expires`` | expires_at, left_s | it fails when none of this has happened by then |
 | ``running`` | worker, for_s, attempt | |
 | ``cancel_requested`` | | it runs, will be stopped, and gets no further attempt |
 | ``worker_silent`` | worker, silent_s, lease_s | it runs with a worker that gives no sign of life |
@@ -55,7 +56,7 @@ def explain(state: QueueState, task: Task, now: Moment, known: Sequence[str] = (
         causes += _position(state, task, now, moving=all(cause["code"] in _PASSING for cause in causes))
         if not waits and not causes[-1].get("before"):
             causes = [_cause("next", "nothing keeps it: it is about to be handed out")]
-    return causes
+    return causes + _expiring(task, now)
 
 
 _PASSING = ("slots_busy", "queue_limit", "queues_before", "runs_alone")
@@ -111,6 +112,15 @@ def _scheduled(task: Task, now: Moment) -> Cause:
         return _cause("backoff", text, **due, **fields, error=_described(task.error))
     how = "its own code put it off" if task.run else "it was submitted for then"
     return _cause("not_due", f"not due until {when}: {how}", **due)
+
+
+def _expiring(task: Task, now: Moment) -> list[Cause]:
+    at = task.expires_at
+    if at is None:
+        return []
+    left = max(0.0, at - now.wall)
+    text = f"it expires if it has not begun by {_time(at)} (in {duration(left)})"
+    return [_cause("expires", text, expires_at=iso(at), left_s=left)]
 
 
 def _time(wall: float) -> str:

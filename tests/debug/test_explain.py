@@ -91,6 +91,15 @@ def test_what_is_not_due_yet_says_why_and_what_else_keeps_it() -> None:
     assert codes(state, later) == ["not_due", "queue_paused"]
 
 
+def test_what_expires_says_when() -> None:
+    state = QueueState(QueueSettings())
+    join(state)
+    [number] = put(state, new_task("x", b"", delay=5.0, expires=60.0))
+    first, last = causes(state, number, after(1.0))
+    assert (first["code"], last["code"], last["left_s"]) == ("not_due", "expires", 59.0)
+    assert last["text"] == "it expires if it has not begun by 2023-11-14 22:14:20 UTC (in 59s)"
+
+
 def test_after_a_death_of_its_worker() -> None:
     state = QueueState(QueueSettings())
     worker = join(state)
