@@ -36,7 +36,9 @@ def transitions(tasks: Sequence[Task]) -> Iterator[Line]:
     """What has become of these tasks. Making a line is cheap, writing one is not: see `say`."""
     verbose = log.isEnabledFor(logging.DEBUG)
     for task in tasks:
-        if task.state is FAILED:
+        if task.state is FAILED and _expired(task):
+            yield _line(task, logging.ERROR, "task_failed", "task {id} ({type}) failed for good: it has expired")
+        elif task.state is FAILED:
             yield _line(task, logging.ERROR, "task_failed", "task {id} ({type}) failed for good on {worker}: {error}")
         elif task.state is SCHEDULED and task.error is not None:
             text = "task {id} ({type}) failed on {worker} and runs again: {error}"
@@ -46,6 +48,11 @@ def transitions(tasks: Sequence[Task]) -> Iterator[Line]:
             if task.state is PENDING and task.run:
                 name, text = "task_returned", "task {id} ({type}) is back in its queue"
             yield _line(task, logging.DEBUG, name, text)
+
+
+def _expired(task: Task) -> bool:
+    """Whether it failed without an attempt of its own: what it says of one is about the last before."""
+    return task.error is not None and task.error.kind == "expired"
 
 
 def _line(task: Task, level: int, name: str, text: str) -> Line:
@@ -62,7 +69,7 @@ def _line(task: Task, level: int, name: str, text: str) -> Line:
         "outcome": task.state.label,
         "error": error,
     }
-    if task.started_at is not None and task.state in (RUNNING, COMPLETED, FAILED):
+    if task.started_at is not None and task.state in (RUNNING, COMPLETED, FAILED) and not _expired(task):
         fields["wait_s"] = round(max(0.0, task.started_at - task.due_at), 6)
         if task.finished_at is not None:
             fields["run_s"] = round(task.finished_at - task.started_at, 6)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from test_basic_queue import Desk
 
 from taskq.config import QueueSettings
 from taskq.errors import BadArguments
@@ -16,7 +19,10 @@ from taskq.queue.limits import checked
 from taskq.queue.ready import SPARE
 from taskq.queue.state import DUE_STEP, HOLD, QueueState
 from taskq.queue.task import NewTask, State, Task, TaskRow, Terms, new_task, to_row
+from taskq.queue.task_log import transitions
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
+from taskq.stores.memory import MemoryStore
+from taskq.stores.sqlite import SqliteStore
 
 POOL = {"id": "pool", "name": "pool", "host": "h", "pid": 1, "local": None}
 ERROR = ("error", "ValueError", "no", "")
@@ -71,6 +77,7 @@ def test_what_has_not_begun_by_its_time_fails() -> None:
     assert first.error is not None and first.error.kind == "expired"
     assert first.error.message == "it did not begin within 10s"
     assert first.finished_at == after(10).wall
+    assert [line.text for line in transitions([first])] == ["task 1 (x) failed for good: it has expired"]
     (second,) = tick(state, after(20))
     assert second.error is not None and (second.id, second.error.message) == (2, "it did not begin by its time")
     assert state.next_deadline(after(20)) is None
@@ -206,3 +213,39 @@ def test_when_a_task_runs_or_expires_is_not_part_of_what_it_is() -> None:
     plain = new_task("x", b"", key="k")
     for item in (new_task("x", b"", at=5.0), new_task("x", b"", expires=5.0), new_task("x", b"", expires_by=9.0)):
         assert content_digest(item) == content_digest(plain)
+
+
+# -- through the shell ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "store.sqlite"))
+    yield made
+    made.queue.close()
+
+
+def test_a_worker_gets_nothing_that_has_expired_though_nobody_has_looked_since(desk: Desk) -> None:
+    late, in_time = desk.submit(b"p", expires=10.0) + desk.submit(b"p")
+    desk.clock.advance(10.0)
+    desk.beat()
+    assert [task.id for task in desk.reserve()] == [in_time]
+    outcome = desk.queue.result(late)
+    assert (outcome.state, outcome.error) == ("failed", ("expired", "", "it did not begin within 10s", ""))
+    (record,) = desk.queue.get([late])
+    assert record is not None and record["expires_at"] == record["submitted_at"] + 10
+
+
+def test_the_next_manager_knows_when_tasks_are_due_and_expire(desk: Desk) -> None:
+    late, later = desk.submit(b"p", expires=60.0) + desk.submit(b"p", at=desk.clock.wall() + 100.0)
+    desk.queue.close()
+    again = Desk(desk.store)
+    again.later(59.9)
+    assert (again.state(late), again.state(later)) == ("pending", "scheduled")
+    again.later(0.1)
+    assert again.queue.result(late).error == ("expired", "", "it did not begin within 1m00s", "")
+    again.later(39.9)
+    assert again.reserve() == []
+    again.later(0.1)
+    assert [task.id for task in again.reserve()] == [later]
+    again.queue.close()
