@@ -98,11 +98,14 @@ def policy_of(retry: Retry | None, **parts: Any) -> RetryPolicy:
 def retry_terms(policy: RetryPolicy) -> dict[str, Any]:
     """The fields of `Terms` that a policy stands for, without those that it leaves to the type's code."""
     fields = policy._asdict()
-    for name in ("retry_on", "never_on"):
-        listed = fields.pop(name)
-        if listed is not None:
-            fields[name] = tuple(map(error_name, listed))
-    return fields
+    del fields["retry_on"], fields["never_on"]
+    return {**fields, **error_terms(policy)}
+
+
+def error_terms(policy: RetryPolicy) -> dict[str, tuple[str, ...]]:
+    """Those of ``retry_on`` and ``never_on`` that a policy has, as names."""
+    listed = {"retry_on": policy.retry_on, "never_on": policy.never_on}
+    return {name: tuple(map(error_name, errors)) for name, errors in listed.items() if errors is not None}
 
 
 def problem(

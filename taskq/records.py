@@ -34,7 +34,7 @@ def timestamp(wall: float | None) -> str | None:
 def public(record: Record, types: Mapping[str, TypeInfo] | None = None) -> dict[str, Any]:
     """The fields of a record that are shown, in the order of the manual.
 
-    ``types`` gives the names of arguments that were passed by position.
+    ``types`` gives the names of arguments that were passed by position, and the errors that a type's code tries again.
     """
     name = record["type"]
     return {
@@ -43,7 +43,7 @@ def public(record: Record, types: Mapping[str, TypeInfo] | None = None) -> dict[
         "queue": record["queue"],
         "state": record["state"],
         "priority": record["priority"],
-        "retry": {name: record[name] for name in RetryPolicy._fields},
+        "retry": _retry(record, (types or {}).get(name)),
         "payload": _payload(name, record["payload"], (types or {}).get(name)),
         "submitted_at": timestamp(record["submitted_at"]),
         "due_at": timestamp(record["due_at"]),
@@ -86,6 +86,15 @@ def _decoded(data: bytes | None) -> Any:
         return codec.decode(data)
     except TaskqError:
         return data
+
+
+def _retry(record: Record, info: TypeInfo | None) -> dict[str, Any]:
+    """The policy; what the submit left to the type's code, as workers announced it."""
+    retry = {name: record[name] for name in RetryPolicy._fields}
+    for name in ("retry_on", "never_on"):
+        if retry[name] is None and info is not None:
+            retry[name] = info.get(name)
+    return retry
 
 
 def _payload(name: str, data: bytes | None, info: TypeInfo | None) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from taskq import logs
 from taskq.errors import ConfigError, Retry
-from taskq.options import Options, is_name, policy_of, problem, retry_terms
+from taskq.options import Options, error_terms, is_name, policy_of, problem, retry_terms
 from taskq.queue.limits import MAX_NAME
 from taskq.queue.task import Terms
 from taskq.service import TypeInfo
@@ -84,6 +84,7 @@ class TaskType(Generic[P, R]):
         self.terms = Terms(name, queue, timeout=timeout, ignore_result=ignore_result, result_ttl=result_ttl, **own)
         self.retry_on: tuple[type[Exception] | str, ...] = (Exception,) if policy.retry_on is None else policy.retry_on
         self.never_on: tuple[type[Exception] | str, ...] = policy.never_on or ()
+        self._errors = {"retry_on": None, "never_on": None, **error_terms(policy)}
         self.signature = Signature(name, _parameters(function))
         self._extra_check: Callable[..., None] | None = None
 
@@ -135,6 +136,8 @@ class TaskType(Generic[P, R]):
             backoff=self.terms.backoff,
             timeout=self.terms.timeout,
             more=self.terms.more,
+            retry_on=self._errors["retry_on"],
+            never_on=self._errors["never_on"],
             workers=0,
         )
 

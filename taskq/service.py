@@ -47,8 +47,9 @@ class TypeInfo(TypedDict):
     """A task type as its worker announced it.
 
     ``parameters``: one ``(name, kind, required)`` each; kind is the number of `inspect.Parameter.kind`. The other
-    fields are the defaults of the decorator; ``more``: as `taskq.queue.task.Terms.more`. ``workers``: how many live
-    worker processes offer it now (set by the manager).
+    fields are the defaults of the decorator; ``more``: as `taskq.queue.task.Terms.more`; ``retry_on``, ``never_on``:
+    names of exception classes, None = not said. ``workers``: how many live worker processes offer it now (set by the
+    manager).
     """
 
     name: str
@@ -58,6 +59,8 @@ class TypeInfo(TypedDict):
     backoff: float
     timeout: float | None
     more: str | None
+    retry_on: Sequence[str] | None
+    never_on: Sequence[str] | None
     workers: int
 
 

@@ -60,6 +60,8 @@ def test_decorator_takes_the_settings_of_a_type() -> None:
         backoff=2.5,
         timeout=60,
         more=None,
+        retry_on=("builtins.OSError",),
+        never_on=None,
         workers=0,
     )
 

@@ -164,3 +164,14 @@ def test_the_manager_computes_the_pause() -> None:
         state.leases.beat(POOL, [{"incarnation": "w", "stopped": False}], now.mono)
         state.tick(now)
     assert pauses == [2.0, 6.0, 18.0, 20.0, 20.0] and task.failures == 6
+
+
+def test_what_is_left_to_the_code_is_shown_as_workers_announced_it() -> None:
+    info = TaskType(nothing, "x", retry=Retry(never_on=(KeyError, "Refused"))).describe()
+    task = QueueState(QueueSettings()).submit(1, [new_task("x", b"\x92\x90\x80")], {}, START).changes.written[0]
+    record = describe(to_row(task))
+    assert records.public(record)["retry"]["never_on"] is None
+    shown = records.public(record, records.by_name([info]))["retry"]
+    assert (shown["retry_on"], shown["never_on"]) == (None, ("builtins.KeyError", "Refused"))
+    record["never_on"] = ()
+    assert records.public(record, records.by_name([info]))["retry"]["never_on"] == (), "the submit said otherwise"

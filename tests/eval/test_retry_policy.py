@@ -125,6 +125,8 @@ def test_a_policy_is_the_same_from_python_from_a_file_and_on_the_command_line(cl
     assert {record["state"] for record in records.values()} == {"failed"}
     assert [record["failures"] for record in records.values()] == [1, 3, 3, 1, 2, 3]
     assert records[from_file[0]]["retry"] == records[from_command[0]]["retry"] == records[value[0]]["retry"]
+    of_the_code = [records[value[0]]["retry"][name] for name in ("retry_on", "never_on")]
+    assert of_the_code == [["builtins.LookupError"], ["builtins.KeyError"]]
     assert records[value[1]]["retry"]["retry_on"] == ["builtins.ValueError"]
     assert records[from_file[1]]["retry"]["never_on"] == ["LookupError"]
     people = cluster.run("monitor", "task", "show", from_file[1]).stdout

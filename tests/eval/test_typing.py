@@ -10,7 +10,7 @@ from pathlib import Path
 CALLS = """\
 from collections.abc import Iterator
 
-from taskq import Client, TaskHandle, TaskType, current_task, named, task
+from taskq import Client, Retry, TaskHandle, TaskType, current_task, named, task
 
 
 @task
@@ -49,6 +49,9 @@ add("2")  # error
 with Client() as q:
     h: TaskHandle[int] = q.submit(add, 2, 3)
     n: int = h.result(timeout=10)
+    h.add_done_callback(lambda handle: print(handle.result() + 1))
+    h.add_done_callback(lambda: None)  # error
+    over, left = q.wait([h], timeout=1, return_when="FIRST_COMPLETED")
     s: str = q.submit(add, 2, 3).result()  # error
     q.submit(add, "1")  # error
     q.submit(add)  # error
@@ -56,6 +59,8 @@ with Client() as q:
     q.submit(fetch, "https://…", tries=2)
     q.submit(fetch, "https://…", 2)  # error
     b: bytes = q.submit(fetch.options(priority=9, delay=30, key="u1"), "https://…").result()
+    q.submit(fetch.options(retry=Retry(max_retries=2, never_on=(KeyError, "Refused")), result_ttl=60), "https://…")
+    q.submit(fetch.options(retry=3), "https://…")  # error
     q.submit(fetch.options(priority=9), 7)  # error
     q.submit(fetch.options(prio=9), "https://…")  # error
     q.submit(plain, 1)  # error
