@@ -43,8 +43,8 @@ class ClientVerbs(QueueCore):
                 self._commit.settle(self._commit.mark)
                 repeated = twin
         first = repeated.first_id
-        uniques = [first + position for position, item in enumerate(good) if item.unique is not None]
-        return _replayed(repeated, digest, good, known, self._store.twins(uniques) if uniques else {})
+        unused = [first + position for position, item in enumerate(good) if item.unique or item.key]
+        return _replayed(repeated, digest, self._store.twins(unused) if unused else {})
 
     def _find_call(self, client: int, seq: int) -> CallRow | None:
         """What the store knows of this call."""
@@ -202,18 +202,10 @@ def _described(rows: Sequence[TaskRow | None]) -> list[dict[str, Any] | None]:
     return records
 
 
-def _replayed(
-    call: CallRow, digest: bytes, items: Sequence[NewTask], known: Mapping[str, KeyRow], twins: Mapping[int, int]
-) -> Submitted:
+def _replayed(call: CallRow, digest: bytes, twins: Mapping[int, int]) -> Submitted:
     """The reply that this call had when it was made first. ``twins``: given instead of ids that it did not use."""
     if call.digest != digest:
         raise KeyConflict("this submit call was made before with other tasks; nothing was accepted")
-    ids = list(range(call.first_id, call.first_id + call.size))
-    existing = []
-    for position, item in enumerate(items):
-        row = known.get(item.key) if item.key is not None else None
-        given = twins.get(ids[position]) if row is None else row.id
-        if given is not None and given != ids[position]:
-            ids[position] = given
-            existing.append(position)
-    return Submitted(ids, existing)
+    own = range(call.first_id, call.first_id + call.size)
+    existing = [position for position, id in enumerate(own) if id in twins]
+    return Submitted([twins.get(id, id) for id in own], existing)

@@ -37,7 +37,7 @@ from taskq.queue.schedule import Schedule
 from taskq.queue.stopping import Stopping
 from taskq.queue.suspects import Suspects, verdict
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, Task, TaskError, TaskRow, from_row
-from taskq.queue.uniqueness import Uniqueness
+from taskq.queue.uniqueness import Uniqueness, repetitions
 from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Evidence, Report, WorkerInfo
 from taskq.stores.base import KeyRow, ResultEnd, UniqueRow
 
@@ -160,9 +160,9 @@ class QueueState:
         """
         changes, terms = Changes(), kinds(items)
         ids, existing, keys = resolve_keys(items, known, self.next_id)
-        uniques: list[UniqueRow] = []
+        uniques = repetitions(self.next_id, ids, existing, now.wall)
         if any(kind.unique_in is not None for kind in terms):
-            uniques = self.uniqueness.admit(items, ids, existing, self.tasks, now.wall)
+            uniques += self.uniqueness.admit(items, ids, existing, self.tasks, now.wall)
         fresh = without(existing, ids, items)
         counts = by_queue(fresh, terms)
         self._refuse_if_full(counts, now)

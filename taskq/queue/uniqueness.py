@@ -109,6 +109,12 @@ class Uniqueness:
         return set(self._rows)
 
 
+def repetitions(first: int, ids: Sequence[int], existing: Sequence[int], wall: float) -> list[UniqueRow]:
+    """What is to be known of items that a key had already, so that the same call gives the same ids again even when
+    the key is no longer kept. ``first``: the id that the first item would have had."""
+    return [UniqueRow(first + position, b"", wall, wall + KEEP_CALLS, ids[position]) for position in existing]
+
+
 def _twin_here(here: Sequence[tuple[int, str]], terms: Terms) -> int | None:
     return next((id for id, label in reversed(here) if terms.unique_within or label in (terms.unique_in or ())), None)
 

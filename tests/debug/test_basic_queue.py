@@ -24,7 +24,7 @@ from taskq.errors import (
 from taskq.queue.job_queue import JobQueue
 from taskq.queue.task import State, TaskRow, new_task
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE, Handout, TypeInfo
-from taskq.stores.base import Store
+from taskq.stores.base import KEEP_CALLS, Store
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
 
@@ -439,6 +439,23 @@ def test_the_same_call_again_gives_the_same_ids_also_where_keys_had_theirs(desk:
     desk.queue.open()
     assert desk.queue.submit(CLIENT, 101, [plain, keyed, plain, *[keyed._replace(key="l")] * 2]) == second
     assert len(desk.queue._state.tasks) == 4
+
+
+def test_a_call_that_hit_a_key_gives_the_same_ids_also_when_the_key_is_not_kept_any_more(desk: Desk) -> None:
+    keyed = new_task("noop", b"k", key="k")
+    (id,) = desk.queue.submit(CLIENT, 100, [keyed]).ids
+    (task,) = desk.reserve()
+    desk.report(ACK, id, task.run, b"", 0.1)
+    desk.later(1)
+    assert desk.queue.purge(["completed"], 0.0) == 1
+    desk.later(KEEP_CALLS - 60)
+    hit = desk.queue.submit(CLIENT, 101, [keyed])
+    assert (list(hit.ids), list(hit.existing)) == ([id], [0])
+    desk.later(120)
+    for _ in range(3):  # until nothing of it is among the newest either
+        desk.queue.tidy()
+    assert desk.queue.submit(CLIENT, 101, [keyed]) == hit
+    assert desk.queue.submit(CLIENT, 102, [keyed]).ids[0] > id
 
 
 def test_the_same_key_with_another_content_is_a_conflict(desk: Desk) -> None:
