@@ -30,9 +30,9 @@ class Scene:
     cluster: Cluster
     manager: Process
 
-    def pool(self, name: str, threads: int = 2) -> Process:
-        """Attach a pool of one worker process."""
-        return self.cluster.pool("--tasks", MODULE, "--worker-name", name, workers=1, threads=threads)
+    def pool(self, name: str, threads: int = 2, workers: int = 1) -> Process:
+        """Attach a pool, of one worker process where nothing else is said."""
+        return self.cluster.pool("--tasks", MODULE, "--worker-name", name, workers=workers, threads=threads)
 
     def client(self) -> Client:
         """A client of the manager."""
@@ -106,7 +106,7 @@ def test_outcomes_that_come_after_the_lease_are_refused(scene: Scene, who: str) 
 
     began = time.monotonic()
     with suspended(*members(pool, who)):
-        other = scene.pool("other")
+        other = scene.pool("other", workers=2)  # since each runs alone after its first death
         for id in (early, late):
             scene.until_begun(id, 2)
         assert time.monotonic() - began > LEASE / 2, "the lease was not waited for"
@@ -127,7 +127,7 @@ def test_outcomes_that_come_after_the_lease_are_refused(scene: Scene, who: str) 
         assert len(scene.lines("begin", record["id"])) == 2
     assert second.pid != paused.pid
     assert scene.cluster.snapshot()["totals"]["completed"] == 2
-    until_useful(scene, paused.pid, psutil.Process(other.pid).children()[0].pid)
+    until_useful(scene, paused.pid, *(child.pid for child in psutil.Process(other.pid).children()))
 
 
 def until_useful(scene: Scene, *pids: int) -> None:
