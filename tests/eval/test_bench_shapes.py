@@ -4,7 +4,8 @@ Those of commands and starts, P12 and P13, are in `test_startup`.
 
 Absolute figures say more about the machine, and what else it does, than about the code. So each is held against what
 is measured beside it: the least that a queue has to do (`yardstick`), a bare round trip, commit or insert, a plain
-manager, or itself with less to do. A limit is about one and a half times what was measured on a quiet machine.
+manager, or itself with less to do. A limit is about one and a half times what was measured on a quiet machine. On a
+busy one, what stands beside a figure gets slower too: a test sees less there, and does not fail for nothing.
 """
 
 from __future__ import annotations
@@ -150,11 +151,11 @@ def test_short_tasks_do_not_wait_behind_long_ones() -> None:
 
     def measure() -> dict[str, float]:
         with Echo() as far:
-            at_least = 2 * percentile(far.trips(500), 99) + percentile(commits(300), 99)
+            at_least = 2 * percentile(far.trips(500), 90) + percentile(commits(300), 90)
         return {name: row.median / 1e3 / at_least for name, row in measured(mixed.mixed).items()}
 
     names = ("long ones of another type", "all of one type")
-    hold(measure, {f"waiting, {name}, p99": 7.5 for name in names})
+    hold(measure, {f"waiting, {name}, p99": 9.0 for name in names})
 
 
 def test_small_calls_do_not_wait_for_a_drain() -> None:
@@ -195,7 +196,7 @@ def test_a_task_costs_the_same_on_top_of_many() -> None:
             "restart": found["restart, per million tasks"].median / floor.wall,
         }
 
-    hold(measure, {"a submit": 1.3, "a drained task": 1.6, "growth": 1.7, "memory": 1.0, "restart": 1.3})
+    hold(measure, {"a submit": 1.3, "a drained task": 1.6, "growth": 1.5, "memory": 1.0, "restart": 1.1})
 
 
 def test_an_idle_queue_rests() -> None:
