@@ -246,7 +246,7 @@ class Client:
         return self.handle(id).state()
 
     def cancel(self, id: int) -> bool:
-        """Cancel a task; True when it will not run, see `TaskHandle.cancel`. Raises `TaskNotFound`."""
+        """Cancel a task; True when it is cancelled, see `TaskHandle.cancel`. Raises `TaskNotFound`."""
         return self.handle(id).cancel()
 
     def as_completed(self, handles: Iterable[TaskHandle[R]], timeout: float | None = None) -> Iterator[TaskHandle[R]]:

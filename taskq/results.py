@@ -68,10 +68,10 @@ class TaskHandle(Slot, Generic[R]):
         return self.state() in SETTLED
 
     def cancel(self) -> bool:
-        """Ask for the task not to run; True when it never will.
+        """Cancel the task; True when it is cancelled.
 
-        False: it is final already; or it is running, and is asked to stop and gets no further attempt. Raises
-        `TaskNotFound`.
+        False: it is final already; or it runs, and is stopped within seconds (`state` and `result` tell whether it was
+        done before that). Raises `TaskNotFound`.
         """
         return self._results.cancel(self)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
+from taskq.config import QueueSettings
 from taskq.errors import StaleRun
 from taskq.queue import task_log
 from taskq.queue.changes import Changes
@@ -162,7 +163,7 @@ class WorkerVerbs(QueueCore):
                     return Reserved((), False)
                 called = worker if self._waiting.wait(worker, left) else None
             self._record_handouts(changes.written)
-            handouts = [_handout(task, timeout_of(task.terms, self.settings)) for task in tasks]
+            handouts = list(_handouts(tasks, self.settings))
             self._commit.settle_submits(max(task.id for task in tasks))
             if self._state.leases.session(incarnation, session) is not worker:
                 return Reserved((), True)  # while it waited; whatever ended the session has seen to the tasks
@@ -243,6 +244,15 @@ def _fitting(handouts: Sequence[Handout]) -> int:
         if size > MAX_BATCH_BYTES:
             return max(number, 1)
     return len(handouts)
+
+
+def _handouts(tasks: Sequence[Task], settings: QueueSettings) -> Iterator[Handout]:
+    terms, timeout = None, None
+    for task in tasks:
+        if task.terms is not terms:
+            terms = task.terms
+            timeout = timeout_of(terms, settings)
+        yield _handout(task, timeout)
 
 
 def _handout(task: Task, timeout: float | None) -> Handout:
