@@ -37,6 +37,7 @@ def test_every_example_is_run_here() -> None:
         "second_machine",
         "python_client",
         "retries",
+        "timeouts_and_cancel",
         "uniqueness",
     }
 
@@ -97,6 +98,19 @@ def test_uniqueness(cluster: Cluster) -> None:
         "within a minute, though it is done: refused because of the same task: True",
         "the same key: True",
         "for something else: key_conflict",
+    ]
+
+
+def test_timeouts_and_cancel(cluster: Cluster) -> None:
+    path = os.pathsep.join([str(EXAMPLES / "timeouts_and_cancel"), str(ROOT)])
+    cluster.manager("--tasks", "jobs", "--timeout", "10m", "--queue-timeout", "reports=2s", PYTHONPATH=path)
+    assert run(cluster, "timeouts_and_cancel", sys.executable, "main.py").splitlines() == [
+        "caught in time: True",
+        "gone within 7 s: True; timeout: ran longer than its timeout of 1 s and did not stop; its process was killed",
+        "it hung in: ask_somebody_who_never_answers",
+        "cancelled at once: False False",
+        "the polite one: stopped before page 100000",
+        "the deaf one: cancelled",
     ]
 
 
