@@ -23,6 +23,7 @@ from taskq.service import WorkerInfo
 from taskq.wire.client import RemoteQueue
 from taskq.workers import control
 from taskq.workers.attachment import Attachment, ReportedDead
+from taskq.workers.overtime import Overtime
 from taskq.workers.slots import SlotTable
 from taskq.workers.stderr import Spare
 from taskq.workers.worker import TICK, Worker
@@ -41,6 +42,7 @@ class Process:
         self._spare = Spare(*given.stderr)
         self._parent_gone = False
         self._leaving = False
+        self._overtime = Overtime()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # of an Event, `set` may not be called by a handler
         self._worker: Worker | None = None
 
@@ -66,9 +68,18 @@ class Process:
             worker.start()
             if self._leaving:
                 worker.drain(orphan=self._parent_gone)
-            while not worker.over.wait(TICK):
-                pass  # now and then Python code must run in this thread: it alone handles signals
+            while not worker.over.wait(TICK):  # now and then Python code must run in this thread: it handles signals
+                if self._parent_gone:
+                    self._end_if_stuck()
         return 0
+
+    def _end_if_stuck(self) -> None:
+        """Do to this process what its parent would do: end it for a task that does not stop."""
+        over = self._overtime.look(self._slots.running(), SystemClock().monotonic()).kill
+        if over:
+            names = ", ".join(f"{one.type} {one.id}" for one in over)
+            logs.event(_log, logging.ERROR, "task_stuck", f"this process ends: there is no other way to stop {names}")
+            os._exit(1)
 
     def _boot(self) -> Worker | None:
         """Attach for the first time, however long it takes; None when asked to leave before."""

@@ -268,6 +268,18 @@ def test_a_timeout_holds_while_the_manager_is_away(place: Place) -> None:
     assert "in sleep_in_c" in record["error"]["traceback"]
 
 
+def test_a_process_without_parent_ends_itself(place: Place) -> None:
+    pool = place.begin()
+    child = place.child(pool)
+    with place.client() as q:
+        neighbour = q.submit("nap", "n", 2.0)
+        q.submit(named("sleep_in_c", timeout=1), "a")
+        place.until_running("a", "n")
+        pool.kill()
+        assert neighbour.result(5) == "n"
+        wait_until(lambda: not child.is_running(), 8, "the process to be gone")
+
+
 # -- cancel
 
 
