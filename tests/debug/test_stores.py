@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from taskq.errors import StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskChange, TaskRow
 from taskq.stores.base import (
+    KEEP_ATTEMPTS,
     KEEP_CALLS,
+    AttemptRow,
     Batch,
     CallRow,
     KeyRow,
@@ -518,3 +520,50 @@ def test_results_are_forgotten_when_their_own_time_is_over(store: Store) -> None
     assert store.forget_results(NOW + 1e9, 10) == 2, "one is of a task that is no longer there"
     assert store.get([3])[3].result is None and store.get([5])[5].result == kept[5]
     assert store.purge([State.COMPLETED], NOW + 1, 10, NOW) == {State.COMPLETED: 5}
+
+
+# -- attempts and single records --------------------------------------------------------------------------------------
+
+
+def attempt(id: int, run: int, **others: Any) -> AttemptRow:
+    """An attempt that failed."""
+    made = AttemptRow(id, run, "host/1", NOW, NOW + 1, "failed", "ValueError", "no ü", "T\n", None)
+    return made._replace(**others)
+
+
+def test_the_newest_attempts_are_kept_and_survive(store: Store) -> None:
+    put(store, row(1), row(2), attempts=[attempt(1, run) for run in range(1, KEEP_ATTEMPTS)])
+    late = [attempt(1, run, death='{"how":"signal 9"}') for run in (50, 51, 52)]
+    store.write(Batch(attempts=[attempt(2, 7), *late]))
+    kept = reopened(store).attempts(1)
+    assert [one.run for one in kept] == [*range(3, KEEP_ATTEMPTS), 50, 51, 52] and kept[-3:] == late
+    assert store.attempts(2) == [attempt(2, 7)] and store.attempts(3) == []
+
+
+def test_single_final_records_are_deleted_with_all_that_is_theirs(store: Store) -> None:
+    put(
+        store,
+        finished(1, State.FAILED, error=ERROR),
+        finished(2, State.FAILED),
+        finished(3),
+        row(4),
+        attempts=[attempt(1, 9)],
+    )
+    assert store.delete([1, 3, 4, 99, 1], [State.FAILED], NOW) == [1]
+    assert store.delete([3, 4], FINAL, NOW) == [3]
+    assert sorted(store.get([1, 2, 3, 4])) == [2, 4] and store.attempts(1) == []
+
+
+def test_slim_records_have_neither_payload_nor_result(store: Store) -> None:
+    put(store, finished(1, result=b"r" * 5_000, payload=b"p" * 5_000), finished(2, State.FAILED, error=ERROR))
+    for found in (store.slim([1, 2, 3]), {one.id: one for one in store.scan((), 0, 10)[0]}):
+        assert sorted(found) == [1, 2]
+        assert (found[1].payload, found[1].result, found[2].error) == (None, None, ERROR)
+
+
+def test_a_scan_goes_on_where_it_ended(store: Store) -> None:
+    put(store, *[finished(id, State.FAILED if id % 2 else State.COMPLETED) for id in range(1, 10)])
+    rows, below = store.scan([State.FAILED], 0, 2)
+    assert ([one.id for one in rows], below) == ([9, 7], 7)
+    rows, below = store.scan([State.FAILED], below, 5)
+    assert ([one.id for one in rows], below) == ([5, 3, 1], 0)

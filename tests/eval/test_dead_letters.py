@@ -9,6 +9,7 @@ from cluster import Cluster, wait_until
 
 from taskq.client import Client
 from taskq.queue.task import FINAL
+from taskq.registry import named
 
 TASKS = """
 import ctypes, os, signal, sys, time
@@ -28,6 +29,16 @@ def fall(how: str) -> None:
 def work(seconds: float) -> str:
     time.sleep(seconds)
     return "done"
+
+@task(max_retries=0)
+def chat(seconds: float) -> int:
+    lines, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        lines += 1
+        print("line", lines, "." * 500)
+        time.sleep(0.005)
+    print("the last line")
+    return lines
 
 @task(max_retries=1, backoff=0.1)
 def needs(path: str, message: str) -> int:
@@ -126,3 +137,28 @@ def test_failed_tasks_are_grouped_chosen_begin_anew_and_are_dropped(cluster: Clu
         assert client.requeue(where=f"id={ids[2]}") == [ids[2]] and over(client, ids[2]) == ["completed"]
         assert client.drop(ids[4], 10**6) == [ids[4]] and client.drop(where="") == [other.id]
         assert client.failed() == [] and monitor(cluster, "failed", "list") == []
+
+
+def test_a_suspect_gets_its_turn_while_there_is_more_than_enough_to_do(cluster: Cluster) -> None:
+    """One process, whose threads are never all idle by themselves."""
+    start(cluster, workers=1, threads=3)
+    with cluster.client() as client:
+        good = client.map("falls.work", [0.2] * 240)
+        bad = client.submit(named("falls.fall", priority=9), "segfault")
+        error = bad.exception(timeout=60)
+        assert error is not None and error.details["kind"] == "poisoned"
+        waiting = sum(handle.state() == "pending" for handle in good)
+        assert waiting > 50, "it waited for the others to be through"
+        client.purge("default")
+
+
+def test_worker_processes_go_on_when_the_parent_that_reads_their_stderr_is_killed(cluster: Cluster) -> None:
+    start(cluster, workers=0)
+    pool = cluster.pool("--tasks", "falls", workers=1, threads=1)
+    with cluster.client() as client:
+        chatty = client.submit("falls.chat", 3.0)
+        cluster.until_output(pool, "line 10 ", 20.0)
+        pool.kill()
+        assert chatty.result(timeout=30) > 300
+    wait_until(lambda: "the last line" in pool.output, 20.0, "what was written after the parent's end")
+    wait_until(lambda: not cluster.worker_processes(), 20.0)
