@@ -7,9 +7,11 @@ decided by who takes it out of a dictionary (one atomic step): the task thread, 
 watchdog, then the task thread waits until the exception was asked for, and withdraws it if it is still under way. It
 may also arrive during that wait: who disarms must expect it. So a run is interrupted once at most.
 
-Every task has a deadline, most of them an hour away. So arming takes no lock: only a deadline that comes before the
-next look of the watchdog does. The watchdog says that it looks *at any moment* before it reads the deadlines, and holds
-the lock until it waits; thus either it sees a run that is armed meanwhile, or that thread waits to tell it.
+A thread that may be interrupted takes no lock of ours, which an exception at the wrong moment would leave locked for
+ever: what it does is one step of C each, also the wait for the watchdog (a lock that is its own) and the waking of it
+(a `SimpleQueue`). Every task has a deadline, most of them an hour away, so the watchdog is woken only for one that
+comes before its next look. It says that it looks *at any moment* before it reads the deadlines; thus either it sees a
+run that is armed meanwhile, or that thread wakes it.
 
 What does not end by the exception is ended from outside, by the pool's parent (`taskq.workers.overtime`).
 """
@@ -17,25 +19,28 @@ What does not end by the exception is ended from outside, by the pool's parent (
 from __future__ import annotations
 
 import ctypes
+import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 
 from taskq.errors import TaskCancelled, TaskqError, TaskTimeout
 
 
 class _Shot:
-    """An exception that is being raised. ``done``: the interpreter was asked to."""
+    """An exception that is being raised. ``done`` is free when the interpreter was asked to."""
 
     __slots__ = ("done", "exception")
 
     def __init__(self, exception: type[TaskqError]) -> None:
         self.exception = exception
-        self.done = threading.Event()
+        self.done = threading.Lock()
+        self.done.acquire()
 
 
 class Watchdog:
-    """Interrupts threads whose time has come; its own thread starts with the first deadline."""
+    """Interrupts threads whose time has come; its own thread starts with the first task."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -44,16 +49,19 @@ class Watchdog:
         self._shots: dict[int, _Shot] = {}
         self._next = inf
         self._closed = False
-        self._changed = threading.Condition()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     # -- for the thread that runs a task
 
     def arm(self, run: int, deadline: float) -> None:
         """From now on this run may be interrupted; at ``deadline`` (monotonic seconds) it will be."""
+        if self._thread is None:
+            self._start()
         self._armed[run] = (deadline, threading.get_ident())
         if deadline < self._next:
-            self._expect(deadline)
+            self._wake.put(None)
 
     def disarm(self, run: int) -> type[TaskqError] | None:
         """To be called by the thread that armed it; gives the exception that was raised in it, if one was.
@@ -63,7 +71,7 @@ class Watchdog:
         if self._armed.pop(run, None) is not None:
             return None
         shot = self._shots[run]
-        shot.done.wait()
+        shot.done.acquire()
         _set_exception(threading.get_ident(), None)
         return shot.exception
 
@@ -71,52 +79,54 @@ class Watchdog:
         """A run that was interrupted is over."""
         self._shots.pop(run, None)
 
-    # -- for anybody
+    # -- for anybody else
 
     def cancel(self, run: int, at: float) -> None:
         """Raise `TaskCancelled` in this run ``at`` this time (monotonic seconds), if it is not over then."""
-        with self._changed:
-            self._cancels[run] = at
-        self._expect(at)
+        self._cancels[run] = at
+        if at < self._next:
+            self._wake.put(None)
 
     def close(self) -> None:
         """End the thread; nothing is interrupted any more."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._closed = True
+        self._wake.put(None)
         if self._thread is not None:
             self._thread.join()
 
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                thread = threading.Thread(target=self._watch, name="taskq-watchdog", daemon=True)
+                thread.start()
+                self._thread = thread
+
     # -- the watchdog's thread
 
-    def _expect(self, moment: float) -> None:
-        """Look not later than at this moment."""
-        with self._changed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="taskq-watchdog", daemon=True)
-                self._thread.start()
-            if moment < self._next:
-                self._changed.notify()  # first: an exception may come between these two lines
-                self._next = moment
-
     def _watch(self) -> None:
-        with self._changed:
-            while not self._closed:
-                self._next = inf
-                armed = self._armed.copy()
-                now = self._monotonic()
-                for run, (deadline, thread) in armed.items():
-                    if deadline <= now:
-                        self._raise(run, thread, TaskTimeout)
-                for run, at in list(self._cancels.items()):
-                    if run not in armed:
-                        del self._cancels[run]
-                    elif at <= now:
-                        del self._cancels[run]
-                        self._raise(run, armed[run][1], TaskCancelled)
-                coming = [deadline for deadline, _ in armed.values() if deadline > now]
-                self._next = min(self._next, min([*coming, *self._cancels.values()], default=inf))
-                self._changed.wait(None if self._next == inf else max(0.0, self._next - self._monotonic()))
+        while not self._closed:
+            self._next = inf
+            self._next = coming = self._look(self._monotonic())
+            with suppress(queue.Empty):
+                self._wake.get(timeout=None if coming == inf else max(0.0, coming - self._monotonic()))
+
+    def _look(self, now: float) -> float:
+        """Interrupt what is to be interrupted by ``now``; gives when to look again."""
+        armed, cancels = self._armed.copy(), self._cancels.copy()
+        coming = inf
+        for run, (deadline, thread) in armed.items():
+            if deadline <= now:
+                self._raise(run, thread, TaskTimeout)
+            else:
+                coming = min(coming, deadline)
+        for run, at in cancels.items():
+            if run in armed and at > now:
+                coming = min(coming, at)
+                continue
+            del self._cancels[run]
+            if run in armed:
+                self._raise(run, armed[run][1], TaskCancelled)
+        return coming
 
     def _raise(self, run: int, thread: int, exception: type[TaskqError]) -> None:
         if run not in self._armed:  # over, or interrupted before
@@ -126,7 +136,7 @@ class Watchdog:
             del self._shots[run]
             return
         _set_exception(thread, exception)
-        shot.done.set()
+        shot.done.release()
 
 
 def _set_exception(thread: int, exception: type[BaseException] | None) -> None:
