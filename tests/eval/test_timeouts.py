@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
+import sys
+import threading
 import time
+from collections import Counter
 from typing import Any
 
 import psutil
@@ -11,6 +15,11 @@ import pytest
 from cluster import Cluster, Process, wait_until
 
 from taskq import Client, Retry, TaskCancelled, named
+from taskq.registry import STOPPING, TaskType
+from taskq.service import ACK, Handout
+from taskq.wire.codec import encode_arguments
+from taskq.workers import executor
+from taskq.workers.slots import SlotTable
 
 JOBS = '''
 import ctypes, pathlib, time
@@ -354,3 +363,58 @@ def test_tasks_are_cancelled_by_what_they_are(place: Place) -> None:
         assert kept.state() == "scheduled"
         both = place.cluster.run("monitor", "task", "cancel", kept.id, "--where", "type=nap")
         assert both.returncode == 2 and "or --where" in both.stderr
+
+
+# -- one process, very many interruptions
+
+
+def test_interruptions_at_any_moment_hit_their_own_task_and_block_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "NOTICE", 0.0003)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    types = {"spin": TaskType(spin, "spin"), "noop": TaskType(lambda: None, "noop")}
+    slots = SlotTable.create(4)
+    runner = executor.Executor(types.get, slots, lambda *_: None, time.monotonic)
+    ends: Counter[str] = Counter()
+    runs, current = itertools.count(1), [0] * 4
+    over = time.monotonic() + 5.0
+
+    def work(slot: int) -> None:
+        plans = itertools.cycle(itertools.product((None, 3600.0, 0.0005, 0.001, 0.002), (0.0003, 0.001, 0.0015)))
+        while time.monotonic() < over:
+            timeout, seconds = next(plans)
+            current[slot] = run = next(runs)
+            report = runner.run(slot, handout(run, "spin", timeout, seconds))
+            ends["done" if report[0] == ACK else report[3][0]] += 1
+            report = runner.run(slot, handout(next(runs), "noop", 3600.0))
+            ends["other"] += report[0] != ACK
+
+    def cancel() -> None:
+        for slot in itertools.cycle(range(4)):
+            if time.monotonic() > over:
+                return
+            runner.cancel(current[slot])
+            time.sleep(0.002)
+
+    threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(4)]
+    threads.append(threading.Thread(target=cancel, daemon=True))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    sys.setswitchinterval(before)
+    STOPPING.clear()
+    assert not any(thread.is_alive() for thread in threads)
+    assert ends.keys() == {"done", "timeout", "cancelled", "other"} and not ends["other"]
+    runner.close()
+    slots.close()
+
+
+def spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def handout(run: int, type: str, timeout: float | None, *args: float) -> Handout:
+    return Handout(run, run, type, encode_arguments(args, {}), "q", 1, timeout, "", 0.0)
