@@ -9,7 +9,7 @@ which would cost more than the SQL; with many, batches form by themselves (DeWit
 Main Memory Database Systems", 1984, for the idea of group commit).
 
 Nobody waits for a hand-out, and a task that ends soon after it need not be written twice: hand-outs are kept apart
-(`hand_out`), and only those that still run after two calls of `ripen` become changes like others.
+(`hand_out`) until they end, and only those that still run after two calls of `ripen` become changes like others.
 
 Memory is never rolled back. When a write fails, every waiting caller gets `OutcomeUnknown`, nothing is accepted any
 more, and the manager ends: its next start believes the disk.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from taskq.errors import OutcomeUnknown, StoreFailed
-from taskq.queue.task import FINAL, RUNNING, Task, TaskChange, TaskRow, to_change, to_row
+from taskq.queue.task import FINAL, Task, TaskChange, TaskRow, to_change, to_row
 from taskq.stores.base import (
     INLINE_PAYLOAD,
     AttemptRow,
@@ -105,7 +105,11 @@ class GroupCommit:
 
     def add(self, tasks: Iterable[Task]) -> int:
         """Records have changed; gives the mark to wait for."""
-        self._unwritten.tasks.update((task.id, task) for task in tasks)
+        unwritten, handed_out, ripening = self._unwritten.tasks, self._handed_out, self._ripening
+        for task in tasks:
+            unwritten[task.id] = task
+            if handed_out.pop(task.id, None) is None:
+                ripening.pop(task.id, None)
         self._mark += 1
         return self._mark
 
@@ -119,8 +123,7 @@ class GroupCommit:
     def ripen(self) -> int:
         """Hand-outs get older; gives the mark that covers those of the time before the last call."""
         due, self._ripening, self._handed_out = self._ripening, self._handed_out, {}
-        running = [task for task in due.values() if task.state is RUNNING]
-        return self.add(running) if running else 0
+        return self.add(due.values()) if due else 0
 
     def add_call(self, call: CallRow, keys: Iterable[KeyRow], uniques: Iterable[UniqueRow] = ()) -> None:
         """A submit call, with keys and unique values of its tasks; followed by `add` of the tasks, if there are any."""
