@@ -139,11 +139,11 @@ def test_an_idle_queue_answers_at_once() -> None:
             return {
                 "on disk": half["disk"] / (4 * half["trips"] + 2 * half["commits"]),
                 "in memory": half["memory"] / (4 * half["trips"]),
-                "on disk, p99": slow["disk"] / half["disk"],
+                "on disk, p99": slow["disk"] / (half["disk"] + 2 * (slow["commits"] - half["commits"])),
                 "in memory, p99": slow["memory"] / half["memory"],
             }
 
-        hold(measure, {"on disk": 3.3, "in memory": 4.0, "on disk, p99": 2.2, "in memory, p99": 2.2})
+        hold(measure, {"on disk": 3.3, "in memory": 4.0, "on disk, p99": 2.0, "in memory, p99": 2.4})
 
 
 def test_short_tasks_do_not_wait_behind_long_ones() -> None:
