@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -136,31 +136,48 @@ QUIET = 1.0
 """Seconds without a change after which the file has its size."""
 
 
+class Purged(NamedTuple):
+    """One run: the file and its log in the end (MiB), and the longest that a small call took meanwhile (ms)."""
+
+    file: float
+    log: float
+    draining: float
+    purging: float
+    shrinking: float
+
+
 def purged(settings: Settings) -> list[Row]:
     """P14: tasks come, run and are purged; a few among them stay. How large is the file, and who had to wait?"""
-    files, logs, running, purging = [], [], [], []
     live = _live_bytes(settings)
+    runs = []
     for run in range(settings.runs):
         settings.say(f"P14: run {run + 1} of {settings.runs}")
         with settings.stage(workers=0, options=("--max-pending", str(2 * settings.count(CAME)))) as stage:
-            _come(stage.client(), settings.count(CAME))
-            probe = Probe(stage.client(), stage.service())
-            pool = stage.pool()
-            probe.until(completed(settings.count(CAME)))
-            running.append(_worst(probe))
-            purging.append(_worst(_purge(stage)))
-            stage.end(pool)
-            files.append(_settled_size(stage))
-            logs.append(_sizes(stage)[1])
+            runs.append(_come_and_go(stage, settings.count(CAME)))
     limit = (2 * live + TOLERATED) / MIB
     pause = PAUSE + settings.commits.worst * 1e3
     bar = f"<= {pause:.0f} (100 + worst commit)"
+    files, logs, *pauses = map(tuple, zip(*runs, strict=True))
     return [
-        Row("P14", "file after the purge", "MiB", tuple(files), f"<= {limit:.1f} (floor)", limit, at_most=True),
-        Row("P14", "its write-ahead log", "MiB", tuple(logs)),
-        Row("P14", "worst pause while purging", "ms", tuple(purging), bar, pause, at_most=True),
-        Row("P14", "worst pause while draining", "ms", tuple(running), bar, pause, at_most=True),
+        Row("P14", "file after the purge", "MiB", files, f"<= {limit:.1f} (floor)", limit, at_most=True),
+        Row("P14", "its write-ahead log", "MiB", logs),
+        *(
+            Row("P14", f"worst pause while {name}", "ms", worst, bar, pause, at_most=True)
+            for name, worst in zip(("draining", "purging", "the file shrinks"), pauses, strict=True)
+        ),
     ]
+
+
+def _come_and_go(stage: Stage, count: int) -> Purged:
+    _come(stage.client(), count)
+    draining = Probe(stage.client(), stage.service())
+    pool = stage.pool()
+    draining.until(completed(count))
+    purging = _purge(stage)
+    shrinking = Probe(stage.client(), stage.service())
+    shrinking.until(_Settled(stage))
+    stage.end(pool)
+    return Purged(*_sizes(stage), _worst(draining), _worst(purging), _worst(shrinking))
 
 
 def _come(client: Client, count: int) -> None:
@@ -213,12 +230,16 @@ def _sizes(stage: Stage) -> tuple[float, float]:
     return file, log
 
 
-def _settled_size(stage: Stage) -> float:
-    """MiB of the file when it has not changed for a while."""
-    give_up = time.monotonic() + SHRINKS_WITHIN
-    size, since = _sizes(stage)[0], time.monotonic()
-    while time.monotonic() < min(give_up, since + QUIET):
-        time.sleep(0.1)
-        if (now := _sizes(stage)[0]) != size:
-            size, since = now, time.monotonic()
-    return size
+class _Settled:
+    """A condition for a probe: the file has not become smaller or larger for a while."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._size, self._since = 0.0, time.monotonic()
+        self._give_up = self._since + SHRINKS_WITHIN
+
+    def __call__(self, snapshot: dict[str, Any]) -> bool:
+        size, now = _sizes(self._stage)[0], time.monotonic()
+        if size != self._size:
+            self._size, self._since = size, now
+        return now > min(self._give_up, self._since + QUIET)

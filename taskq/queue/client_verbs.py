@@ -183,7 +183,9 @@ class ClientVerbs(QueueCore):
         self._write_out()
         total = 0
         while (gone := self._purge_piece(wanted, finished_before)) > 0:
+            self._refuse_if_shut()
             total += gone
+        self._cleaner.call()  # to give the room back
         return total
 
 

@@ -28,6 +28,7 @@ from taskq.logs import event
 from taskq.queue import task_log
 from taskq.queue.announced import Announced
 from taskq.queue.changes import Changes
+from taskq.queue.cleaner import Cleaner
 from taskq.queue.commit import GroupCommit
 from taskq.queue.dispatch import Rules
 from taskq.queue.feeds import Feeds
@@ -38,11 +39,12 @@ from taskq.queue.state import QueueState
 from taskq.queue.task import State, Task, TaskRow
 from taskq.queue.waiting import WaitingRoom
 from taskq.stores.base import Store
+from taskq.turns import Turns
 
 log = logging.getLogger("taskq.queue")
 
 PURGE_STEP = 1_000
-"""Records deleted in one transaction, so that a purge holds nobody up."""
+"""Records deleted in one transaction, at most, so that a purge holds nobody up."""
 PROGRESS_STEP = 5_000
 """Records between two words of progress while loading."""
 
@@ -64,7 +66,7 @@ class QueueCore:
         self._clock = clock
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._finals = threading.Lock()
+        self._finals = Turns()
         """Held, outside of the other one, by who changes or deletes records that are final and in the store only."""
         self._waiting = WaitingRoom(self._lock, self._may_reserve)
         self._recent = Recent()
@@ -73,6 +75,7 @@ class QueueCore:
         self._has_space = True
         self._lingering = 0
         self._housekeeper = Housekeeper(self)
+        self._cleaner = Cleaner(self.clean)
 
     # -- life
 
@@ -104,8 +107,9 @@ class QueueCore:
         self._has_space = self._store.has_space()
 
     def start(self) -> None:
-        """Start the housekeeper: the one thread of the queue's own."""
+        """Start the threads of the queue's own."""
         self._housekeeper.start()
+        self._cleaner.start()
 
     def shut(self) -> None:
         """Take no more work: submits, waiting reserves and feeds answer `ShuttingDown`; reports still count."""
@@ -118,13 +122,14 @@ class QueueCore:
         """Write what is left and close the store."""
         self.shut()
         self._housekeeper.stop()
+        self._cleaner.stop()
         with self._lock:
             if not self._commit.broken:
                 self._commit.settle_all()
         task_log.say(self._lines)
         self._store.close()
 
-    # -- chores (see `taskq.queue.housekeeper`)
+    # -- chores (see `taskq.queue.housekeeper` and `taskq.queue.cleaner`)
 
     def tick(self, meant_at: float = inf) -> float:
         """Do what is due; gives the seconds until there is more to do.
@@ -151,18 +156,21 @@ class QueueCore:
             event(log, logging.WARNING, "storage_low", "the disk is nearly full: no new tasks are accepted")
         self._has_space = has_space
 
-    def tidy(self) -> bool:
-        """Delete a piece of what is too old; gives whether there may be more."""
+    def tidy(self) -> None:
+        """Forget what nobody asks for any more."""
         with self._lock:
             self._feeds.forget_quiet(self._clock.monotonic())
             self._recent.turn(self._commit.mark, self._commit.covered)
             self._state.figures.forget_idle()
+
+    def clean(self) -> bool:
+        """Delete a piece of what is too old in the store; gives whether there may be more."""
         wall = self._clock.wall()
-        self._store.prune(wall)
-        forgotten = self._store.forget_results(wall, PURGE_STEP)
         done = self._purge_piece([State.COMPLETED, State.CANCELLED], wall - self.settings.keep_completed)
         failed = self._purge_piece([State.FAILED], wall - self.settings.keep_failed)
-        return max(done, failed, forgotten) >= PURGE_STEP
+        forgotten = self._store.forget_results(wall, PURGE_STEP)
+        pruned, shrunk = self._store.prune(wall), self._store.shrink()
+        return max(done, failed, forgotten) > 0 or pruned or shrunk
 
     def monotonic(self) -> float:
         """Seconds of the queue's clock."""

@@ -1,7 +1,8 @@
-"""The one thread of the queue's own: whatever is due without anybody calling.
+"""The thread that does whatever is due without anybody calling.
 
 It lets scheduled tasks and ended leases take their course (`tick` says what is next and when), writes hand-outs that no
-other commit took along, asks the disk for room, and deletes records whose time is over, a piece at a time. Each `tick`
+other commit took along, asks the disk for room, and forgets what nobody asks for any more. What takes longer is done by
+the `taskq.queue.cleaner`, so that nothing that is due in memory waits for deletions on the disk. Each `tick`
 hears when it was meant to be: one that comes much later, wherever the time went, tells that the process (or the
 machine) was suspended.
 """
@@ -23,7 +24,7 @@ LINGER = 0.025
 ROUND = 1.0
 """Seconds: longest sleep."""
 TIDY = 60.0
-"""Seconds between two looks for records whose time is over."""
+"""Seconds between two looks for what nobody asks for any more."""
 OVERSLEPT = 2.0
 """Seconds: a round so much later than meant is no accident of scheduling."""
 
@@ -39,8 +40,8 @@ class Chores(Protocol):
         """Find out whether there is room for new tasks."""
         ...
 
-    def tidy(self) -> bool:
-        """Delete a piece of what is too old; gives whether there may be more."""
+    def tidy(self) -> None:
+        """Forget what nobody asks for any more."""
         ...
 
     def monotonic(self) -> float:
@@ -80,7 +81,6 @@ class Housekeeper:
 
     def _run(self) -> None:
         meant_at = looked = tidied = self._chores.monotonic()
-        more = False
         while not self._stopping:
             self._expected_at = inf
             began = self._chores.monotonic()  # before all else: a suspension may fall on any line of the loop
@@ -90,16 +90,16 @@ class Housekeeper:
                 if now - looked >= ROUND:
                     looked = now
                     self._chores.look_after_disk()
-                if more or now - tidied >= TIDY:
+                if now - tidied >= TIDY:
                     tidied = now
-                    more = self._chores.tidy()
+                    self._chores.tidy()
             except TaskqError as error:  # the store is broken: whoever waits for it is told, and the manager ends
                 event(log, logging.ERROR, "failed", f"housekeeping: {error.message}")
                 wait = ROUND
             except Exception:  # a bug in one round must not be the end of all further ones
                 log.exception("housekeeping", extra={"taskq_event": "internal_error", "taskq_fields": {}})
                 wait = ROUND
-            wait = 0.0 if more else min(wait, ROUND)
+            wait = min(wait, ROUND)
             meant_at = began + wait
             now = self._chores.monotonic()
             self._wakes_at = now + wait  # before looking at what came meanwhile: `expect` writes, then looks at this

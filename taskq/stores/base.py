@@ -245,7 +245,8 @@ class Store(Protocol):
         """Delete up to ``limit`` final records of these states that finished before then; their keys expire 24 h later,
         their unique values with their windows.
 
-        Gives the number deleted by state; empty when nothing is left to delete. Final states only.
+        Gives the number deleted by state, which may be less than there is; empty when nothing is left to delete.
+        Final states only.
         """
         ...
 
@@ -259,8 +260,14 @@ class Store(Protocol):
         """Delete up to ``limit`` results whose `ResultEnd` has come, not their records; gives how many it looked at."""
         ...
 
-    def prune(self, now: float) -> None:
-        """Forget calls older than 24 h, and keys and unique values whose time is over."""
+    def prune(self, now: float) -> bool:
+        """Forget calls older than 24 h, and keys and unique values whose time is over, a piece; gives whether there may
+        be more.
+        """
+        ...
+
+    def shrink(self) -> bool:
+        """Give room that deleted records had back to the disk, a piece; gives whether there may be more."""
         ...
 
     def close(self) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import heapq
 import secrets
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 from taskq.errors import StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
@@ -27,6 +27,39 @@ from taskq.stores.base import (
     UniqueRow,
     WorkerRow,
 )
+from taskq.turns import Turns
+
+PRUNED = 1_000
+"""Calls, keys and unique values that are forgotten at one go."""
+
+K = TypeVar("K")
+
+
+class Ends(Generic[K]):
+    """When things are over; the end that was set last counts."""
+
+    def __init__(self) -> None:
+        self._ends: dict[K, float] = {}
+        self._heap: list[tuple[float, K]] = []
+
+    def set(self, key: K, end: float) -> None:
+        """It is over then."""
+        self._ends[key] = end
+        heapq.heappush(self._heap, (end, key))
+
+    def clear(self, key: K) -> None:
+        """It has no end."""
+        self._ends.pop(key, None)
+
+    def over(self, now: float) -> list[K]:
+        """Take up to `PRUNED` of those that are over, the first ones first."""
+        found: list[K] = []
+        while self._heap and self._heap[0][0] <= now and len(found) < PRUNED:
+            end, key = heapq.heappop(self._heap)
+            if self._ends.get(key) == end:
+                del self._ends[key]
+                found.append(key)
+        return found
 
 
 class MemoryStore:
@@ -36,7 +69,7 @@ class MemoryStore:
     durable = False
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
+        self._mutex = Turns()
         self._open = False
         self._store_id = secrets.randbits(63)
         self._epoch = 0
@@ -47,11 +80,12 @@ class MemoryStore:
         self._ages: dict[State, list[tuple[float, int]]] = {state: [] for state in FINAL}
         self._result_ends: list[tuple[float, int]] = []
         self._calls: dict[tuple[int, int], CallRow] = {}
+        self._call_ends: Ends[tuple[int, int]] = Ends()
         self._last_seqs: dict[int, int] = {}
         self._keys: dict[str, KeyRow] = {}
-        self._key_ends: dict[str, float] = {}
+        self._key_ends: Ends[str] = Ends()
         self._uniques: dict[int, UniqueRow] = {}
-        self._unique_ends: dict[int, float] = {}
+        self._unique_ends: Ends[int] = Ends()
         self._types: dict[TypeRow, None] = {}
         self._workers: dict[str, WorkerRow] = {}
         self._queues: dict[str, QueueRow] = {}
@@ -100,14 +134,15 @@ class MemoryStore:
                     self._put(TaskRow._make((*before[: -len(change)], *change[1:], before.terms_more)))
             for call in batch.calls:
                 self._calls[call.client, call.seq] = call
+                self._call_ends.set((call.client, call.seq), call.at)
                 self._last_seqs[call.client] = max(call.seq, self._last_seqs.get(call.client, 0))
             for key in batch.keys:
                 self._keys[key.key] = key
-                self._key_ends.pop(key.key, None)
+                self._key_ends.clear(key.key)
             self._uniques.update((unique.id, unique) for unique in batch.uniques)
-            self._unique_ends.update(
-                (unique.id, unique.until or 0.0) for unique in batch.uniques if unique.twin is not None
-            )
+            for unique in batch.uniques:
+                if unique.twin is not None:
+                    self._unique_ends.set(unique.id, unique.until or 0.0)
             self._write_rare(batch)
             self._next_id = batch.next_id
             self._totals = dict(batch.totals)
@@ -242,9 +277,9 @@ class MemoryStore:
         del self._rows[row.id]
         self._attempts.pop(row.id, None)
         if row.key is not None and row.key in self._keys and self._keys[row.key].id == row.id:
-            self._key_ends[row.key] = now + KEEP_CALLS
+            self._key_ends.set(row.key, now + KEEP_CALLS)
         if row.id in self._uniques:
-            self._unique_ends[row.id] = self._uniques[row.id].until or 0.0
+            self._unique_ends.set(row.id, self._uniques[row.id].until or 0.0)
 
     def delete(self, ids: Sequence[int], states: Iterable[State], now: float) -> list[int]:
         """See `Store.delete`."""
@@ -267,17 +302,24 @@ class MemoryStore:
                 count += 1
         return count
 
-    def prune(self, now: float) -> None:
+    def prune(self, now: float) -> bool:
         """See `Store.prune`."""
         with self._mutex:
-            for call in [call for call in self._calls.values() if call.at < now - KEEP_CALLS]:
-                del self._calls[call.client, call.seq]
-                if self._last_seqs.get(call.client) == call.seq:
-                    del self._last_seqs[call.client]
-            for key in [key for key, end in self._key_ends.items() if end <= now]:
-                del self._keys[key], self._key_ends[key]
-            for id in [id for id, end in self._unique_ends.items() if end <= now]:
-                del self._uniques[id], self._unique_ends[id]
+            calls, keys = self._call_ends.over(now - KEEP_CALLS), self._key_ends.over(now)
+            for client, seq in calls:
+                del self._calls[client, seq]
+                if self._last_seqs.get(client) == seq:
+                    del self._last_seqs[client]
+            for key in keys:
+                del self._keys[key]
+            uniques = self._unique_ends.over(now)
+            for id in uniques:
+                del self._uniques[id]
+            return PRUNED in (len(calls), len(keys), len(uniques))
+
+    def shrink(self) -> bool:
+        """See `Store.shrink`; there is nothing to do."""
+        return False
 
     def close(self) -> None:
         """Stop taking writes; the records stay with the object."""

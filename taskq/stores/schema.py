@@ -199,9 +199,12 @@ OLD_ATTEMPTS = (
 LARGE_PAYLOADS = f"SELECT id, data FROM payload WHERE id IN {_IDS}"
 
 OLDEST = (
-    "SELECT json_group_array(id) FROM (SELECT id FROM task"
+    "SELECT json_group_array(id), json_group_array(large), coalesce(max(keyed), 0) FROM"
+    " (SELECT id, key IS NOT NULL AS keyed, CASE typeof(payload) WHEN 'integer' THEN payload ELSE 0 END"
+    " + CASE typeof(result) WHEN 'integer' THEN result ELSE 0 END AS large FROM task"
     f" WHERE state >= {FIRST_FINAL} AND state = ? AND finished_at < ? ORDER BY finished_at LIMIT ?)"
 )
+"""Final records by age: their ids, the bytes that each has in tables of their own, and whether any has a key."""
 AMONG = (
     f"SELECT json_group_array(id) FROM task WHERE id IN {_IDS} AND state >= {FIRST_FINAL}"
     " AND state IN (SELECT value FROM json_each(?))"
@@ -211,8 +214,14 @@ EXPIRE_KEYS = (
     "UPDATE key SET expires = ? WHERE key IN"
     f" (SELECT t.key FROM task t WHERE t.id IN {_IDS} AND t.key IS NOT NULL) AND id IN {_IDS}"
 )
-DELETES = tuple(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("task", "payload", "result", "attempt"))
-OLD_RESULTS = "SELECT json_group_array(id) FROM (SELECT id FROM result_end WHERE at <= ? ORDER BY at LIMIT ?)"
+DELETES = tuple(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("task", "attempt"))
+DELETE_LARGE = tuple(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("payload", "result"))
+OLD_RESULTS = (
+    "SELECT json_group_array(id), json_group_array(large) FROM"
+    " (SELECT e.id, CASE typeof(t.result) WHEN 'integer' THEN t.result ELSE 0 END AS large"
+    " FROM result_end e LEFT JOIN task t ON t.id = e.id WHERE e.at <= ? ORDER BY e.at LIMIT ?)"
+)
+"""Results whose time is over: ids, and their bytes as in `OLDEST`."""
 FORGET_RESULTS = (
     f"UPDATE task SET result = NULL WHERE id IN {_IDS}",
     *(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("result", "result_end")),

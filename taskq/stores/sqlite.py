@@ -4,7 +4,9 @@ Theory of operation
 -------------------
 * A write is on disk when `SqliteStore.write` returns: write-ahead log, ``synchronous=FULL``, one fsync a transaction.
 * One connection, guarded by the store's mutex: with ``locking_mode=EXCLUSIVE`` a second one could not even read.
-  Reads therefore wait for the transaction that is under way, and never see half of it.
+  Reads therefore wait for the transaction that is under way, and never see half of it. The mutex goes round (`Turns`),
+  so that a commit waits for one piece of a long work, and not for all of it.
+* The log is copied into the database by the commit that fills it; with no other reader all of it, and it begins again.
 * One process: ``<path>.lock`` is locked and names its holder. No other code of this process may open the database
   file: closing any descriptor of it drops the locks that SQLite holds.
 * A file that cannot be used (damaged, foreign, made by a newer taskq) is looked at through a read-only connection
@@ -20,17 +22,14 @@ import contextlib
 import json
 import secrets
 import sqlite3
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
-from taskq.queue.task import FINAL, State, TaskRow
-from taskq.stores import schema
+from taskq.queue.task import State, TaskRow
+from taskq.stores import cleaning, schema
 from taskq.stores.base import (
-    KEEP_CALLS,
     AttemptRow,
     Batch,
     CallRow,
@@ -42,6 +41,7 @@ from taskq.stores.base import (
     WorkerRow,
 )
 from taskq.stores.disk import LockFile, Reserve, free_space, make_file
+from taskq.turns import Turns
 
 FREE_MARK = 64 * 2**20
 """Bytes: with less free space on the disk, no new tasks are accepted."""
@@ -55,9 +55,7 @@ _CHECKED = 2**30  # bytes: larger files are not read through at start
 _PIECE = 1_000  # rows that one read at start takes; more would only leave the processor's cache
 _SCAN = 50_000  # ids that one piece of a search takes while commits wait
 _BOUNDS = "SELECT (SELECT min(id) FROM task), (SELECT max(id) FROM task)"
-_PRUNED = 4_000  # rows that one transaction of `SqliteStore.prune` deletes while others wait
-_UNUSED = 4_000  # pages that may always lie idle in the file
-_SHRUNK, _SHRINKS = 250, 8  # pages that one transaction gives back to the disk, and transactions in one pruning
+_CUT_OFF = 2_000  # pages by which the file gets shorter at a time
 
 # Python's sqlite3 asks for an adapter of each value that is not exactly an int, a float or a text, and to find none
 # takes longest: before Python 3.12, longer than the rest of what a value costs. These leave a value as it is.
@@ -81,11 +79,12 @@ class SqliteStore:
         self._path = path
         self._free_mark = free_mark
         self._reserve_size = reserve
-        self._mutex = threading.Lock()
+        self._mutex = Turns()
         self._lock = LockFile(self._beside(".lock"))
         self._reserve = Reserve(self._beside(".reserve"), reserve)
         self._db: sqlite3.Connection | None = None
         self._failure: StoreFailed | None = None
+        self._freed = 0  # pages that are freed and still in the file
 
     def _beside(self, ending: str) -> Path:
         return self._path.with_name(self._path.name + ending)
@@ -223,66 +222,39 @@ class SqliteStore:
 
     def purge(self, states: Iterable[State], finished_before: float, limit: int, now: float) -> dict[State, int]:
         """See `Store.purge`."""
-        gone: Counter[State] = Counter()
-
-        def statements(db: sqlite3.Connection) -> None:
-            gone.clear()
-            for state in sorted(FINAL.intersection(states)):
-                ids = _single(db, schema.OLDEST, (state, finished_before, limit - gone.total()))
-                gone[state] = len(json.loads(ids))
-                if gone[state]:
-                    _delete(db, ids, now)
-
         with self._mutex:
-            self._commit(statements)
-        return {state: count for state, count in gone.items() if count}
+            return self._commit(lambda db: cleaning.purge(db, states, finished_before, limit, now))
 
     def delete(self, ids: Sequence[int], states: Iterable[State], now: float) -> list[int]:
         """See `Store.delete`."""
-        asked = json.dumps(list(ids)), json.dumps([int(state) for state in states])
-
-        def statements(db: sqlite3.Connection) -> list[int]:
-            gone = _single(db, schema.AMONG, asked)
-            _delete(db, gone, now)
-            return list(json.loads(gone))
-
         with self._mutex:
-            return self._commit(statements)
+            return self._commit(lambda db: cleaning.delete(db, ids, states, now))
 
     def forget_results(self, now: float, limit: int) -> int:
         """See `Store.forget_results`."""
-
-        def statements(db: sqlite3.Connection) -> int:
-            ids = _single(db, schema.OLD_RESULTS, (now, limit))
-            if count := len(json.loads(ids)):
-                for forget in schema.FORGET_RESULTS:
-                    db.execute(forget, (ids,))
-            return count
-
         with self._mutex:
-            return self._commit(statements)
+            return self._commit(lambda db: cleaning.forget_results(db, now, limit))
 
-    def prune(self, now: float) -> None:
+    def prune(self, now: float) -> bool:
         """See `Store.prune`."""
-        self._prune(schema.OLD_CALLS, now - KEEP_CALLS)
-        self._prune(schema.OLD_KEYS, now)
-        self._prune(schema.OLD_UNIQUES, now)
-        self._shrink()
+        with self._mutex:
+            return self._commit(lambda db: cleaning.prune(db, now))
 
-    def _prune(self, statement: str, before: float) -> None:
-        deleted = _PRUNED
-        while deleted == _PRUNED:
-            with self._mutex:
-                deleted = self._commit(lambda db: db.execute(statement, (before, _PRUNED)).rowcount)
+    def shrink(self) -> bool:
+        """See `Store.shrink`. The file gets shorter when the log is copied: never by much, which takes long."""
+        with self._mutex:
+            freed = self._commit(cleaning.shrink)
+            self._freed += freed
+            if self._freed >= (_CUT_OFF if freed else 1):
+                self._checkpoint()
+        return freed > 0
 
-    def _shrink(self) -> None:
-        """Give some unused pages back to the disk when a good part of the file is unused."""
-        for _ in range(_SHRINKS):
-            unused = self._read("PRAGMA freelist_count")[0][0]
-            if unused <= max(_UNUSED, self._read("PRAGMA page_count")[0][0] // 4):
-                return
-            with self._mutex:
-                self._commit(_free_pages)
+    def _checkpoint(self) -> None:
+        """Copy the log into the database; a failure is left to SQLite's own one to come, as it does it itself."""
+        assert self._db is not None
+        self._freed = 0
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint").fetchall()
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -405,19 +377,6 @@ def _transaction(db: sqlite3.Connection, statements: Callable[[sqlite3.Connectio
             db.execute("ROLLBACK")
         raise
     return result
-
-
-def _delete(db: sqlite3.Connection, ids: str, now: float) -> None:
-    """Delete these records (a JSON list of ids) and what belongs to them."""
-    db.execute(schema.EXPIRE_KEYS, (now + KEEP_CALLS, ids, ids))
-    db.execute(schema.EXPIRE_UNIQUES, (ids,))
-    for delete in schema.DELETES:
-        db.execute(delete, (ids,))
-
-
-def _free_pages(db: sqlite3.Connection) -> None:
-    for _ in range(_SHRUNK):  # Python makes one step of a statement without a result, and a step frees one page
-        db.execute("PRAGMA incremental_vacuum(1)")
 
 
 def _bring_up_to_date(db: sqlite3.Connection) -> None:

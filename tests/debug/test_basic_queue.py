@@ -452,6 +452,7 @@ def test_a_call_that_hit_a_key_gives_the_same_ids_also_when_the_key_is_not_kept_
     hit = desk.queue.submit(CLIENT, 101, [keyed])
     assert (list(hit.ids), list(hit.existing)) == ([id], [0])
     desk.later(120)
+    desk.queue.clean()
     for _ in range(3):  # until nothing of it is among the newest either
         desk.queue.tidy()
     assert desk.queue.submit(CLIENT, 101, [keyed]) == hit
@@ -669,7 +670,7 @@ def test_a_result_is_gone_when_its_time_is_over_and_its_record_stays(desk: Desk)
     assert (outcome.state, outcome.result) == ("completed", None), "by the clock, before anybody has deleted it"
     for record in (*desk.queue.get([short]), desk.queue.list_tasks(None, None, None, 2)[1]):
         assert record is not None and (record["state"], record["result"]) == ("completed", None)
-    assert not desk.queue.tidy()
+    assert desk.queue.clean() and not desk.queue.clean()
     assert desk.store.get([short])[short].result is None, "and now it is"
     assert desk.queue.result(usual).result == desk.store.get([usual])[usual].result == b"result"
 
@@ -712,12 +713,41 @@ def test_a_key_is_free_again_a_day_after_its_task_was_purged(desk: Desk) -> None
     assert desk.queue.purge(["completed"], 0.5) == 1
     desk.later(86_400 - 10)
     desk.queue.tidy()
+    assert not desk.queue.clean()
     assert desk.submit(key="nightly") == [id]
     desk.later(20)
+    desk.queue.clean()
     desk.queue.tidy()
     desk.queue.tidy()
     [new] = desk.submit(key="nightly")
     assert new > id and desk.state(new) == "pending"
+
+
+def test_old_records_go_by_themselves_and_failed_ones_later(desk: Desk) -> None:
+    cancelled = desk.submit()
+    desk.queue.cancel(cancelled)
+    done, failed = desk.submit(b"a", b"b", max_retries=0)
+    first, second = desk.reserve()
+    desk.report(ACK, done, first.run, b"", 0.1)
+    desk.fail(second)
+    desk.later(86_400 - 10)
+    assert not desk.queue.clean()
+    fresh = desk.submit()
+    desk.queue.cancel(fresh)
+    desk.later(20)
+    assert desk.queue.clean() and not desk.queue.clean()
+    assert [record is None for record in desk.queue.get([done, *cancelled, failed, *fresh])] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    kept = desk.queue.snapshot()["kept"]
+    assert [kept[state] for state in ("completed", "failed", "cancelled")] == [0, 1, 1]
+    desk.later(30 * 86_400)
+    while desk.queue.clean():
+        pass
+    assert desk.queue.get([failed, *fresh]) == [None, None]
 
 
 def test_purging_ends_though_tasks_go_on_finishing() -> None:

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "taskq"
 
 # From the ground up; a module may import what stands in its own line or below it.
 LAYERS = (
-    ("errors", "clock", "layout", "streams"),
+    ("errors", "clock", "layout", "streams", "turns"),
     ("config", "logs"),
     ("where", "queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
     ("service", "signature", "stores.base"),
@@ -48,7 +48,7 @@ ONLY_IN = {
     "msgpack": ["wire.*"],
     "multiprocessing": ["wire.*", "bench.floors", "bench.plain"],
     "click": ["cli.*", "__main__"],
-    "sqlite3": ["stores.sqlite", "stores.schema", "stores.disk", "bench.floors"],
+    "sqlite3": ["stores.sqlite", "stores.cleaning", "stores.disk", "bench.floors"],
     "psutil": ["workers.*", "monitor", "manager", "bench.*"],
     "rich": ["monitor", "views", "cli.monitor"],
 }

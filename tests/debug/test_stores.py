@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +30,7 @@ from taskq.stores.base import (
 )
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
+from taskq.turns import Turns
 
 NOW = 1_700_000_000.0
 ERROR = ("error", "ValueError", 'no "such" thing: ü\n', "Traceback …")
@@ -460,6 +462,31 @@ def test_purge_leaves_what_lives_again(store: Store) -> None:
     assert store.purge(FINAL, NOW + 6, 10, NOW) == {State.COMPLETED: 1}
 
 
+def test_purge_takes_large_records_a_few_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskq.stores.cleaning.PIECE", 10_000)
+    small = [finished(id, at=NOW + id) for id in range(1, 11)]
+    large = [finished(id, at=NOW + id, payload=bytes(2_000), result=bytes(2_000)) for id in range(11, 16)]
+    put(store, *small, *large, finished(16, State.FAILED, payload=bytes(20_000)), finished(17, State.FAILED))
+    steps = []
+    while gone := store.purge(FINAL, NOW + 99, 100, NOW):
+        steps.append(sum(gone.values()))
+    assert steps == ([12, 2, 2, 1] if store.durable else [17])
+    assert store.payloads(range(1, 18)) == {} and store.get(range(1, 18)) == {}
+
+
+def test_prune_forgets_a_piece_at_a_time(store: Store) -> None:
+    calls = [CallRow(1, seq, seq, 1, b"", NOW - seq) for seq in range(1, 1_501)]
+    keys = [KeyRow(f"k{id}", id, b"") for id in range(1, 1_501)]
+    put(store, *(finished(id, key=f"k{id}") for id in range(1, 1_501)), calls=calls, keys=keys)
+    assert store.purge(FINAL, NOW + 1, 1_500, NOW) == {State.COMPLETED: 1_500}
+    later = NOW + KEEP_CALLS
+    assert store.prune(later)
+    assert len(store.find_keys([key.key for key in keys])) == 500
+    assert [seq for seq in (1, 500, 501, 1_500) if store.find_call(1, seq)] == [1, 500]
+    assert not store.prune(later) and not store.prune(later)
+    assert store.find_keys([key.key for key in keys]) == {} and store.find_call(1, 1) is None
+
+
 def test_prune_leaves_records_alone(store: Store) -> None:
     put(store, row(1), finished(2))
     store.prune(NOW + 10 * KEEP_CALLS)
@@ -499,8 +526,32 @@ def test_a_read_never_sees_half_a_batch(store: Store) -> None:
     assert not failures
 
 
-def test_there_is_space(store: Store) -> None:
-    assert store.has_space()
+def test_a_write_that_waits_comes_before_the_next_piece_of_a_purge(store: MemoryStore | SqliteStore) -> None:
+    put(store, *(finished(id) for id in range(1, 41)))
+    with store._mutex:  # as a first piece has it
+        thread = in_thread(lambda: put(store, row(99)))
+        wait_until(store._mutex._next.locked)
+    assert store.purge(FINAL, NOW + 1, 10, NOW) == {State.COMPLETED: 10}
+    assert 99 in store.get([99])
+    thread.join()
+
+
+def test_who_waits_for_its_turn_has_the_next_one() -> None:
+    turns = Turns()
+    order = []
+
+    def other() -> None:
+        with turns:
+            order.append("other")
+
+    with turns:
+        thread = in_thread(other)
+        wait_until(turns._next.locked)
+        order.append("first")
+    with turns:
+        order.append("first again")
+    thread.join()
+    assert order == ["first", "other", "first again"]
 
 
 def test_every_kind_says_what_it_is(store: Store) -> None:

@@ -19,6 +19,8 @@ from yardstick import Echo, commits, hold, in_turn, least, round_trip
 from taskq.bench import backlog, idle, latency, mixed, submitting, throughput
 from taskq.bench.figures import Row, median, percentile
 from taskq.bench.settings import Settings
+from taskq.bench.stage import Stage
+from taskq.bench.tasks import noop
 
 pytestmark = pytest.mark.speed
 
@@ -217,8 +219,24 @@ def test_an_idle_queue_rests() -> None:
 # -- P14: what is left
 
 
-def test_a_file_shrinks_when_its_tasks_are_purged() -> None:
-    found = measured(backlog.purged, 0.05)
-    assert 0.0 < found["file after the purge"].median < 64
-    for name in ("worst pause while purging", "worst pause while draining"):
-        assert 0.05 < found[name].median < 1_000
+def test_a_file_shrinks_when_its_tasks_are_purged_and_nobody_waits_for_it() -> None:
+    """P14. Held against the bars themselves. A file that is not given back is twice as large as it may be; commits that
+    never have their turn while there is something to delete wait for all of it.
+    """
+
+    def measure() -> dict[str, float]:
+        rows = measured(backlog.purged, 0.2).values()
+        return {row.name: row.median / row.limit for row in rows if row.limit is not None}
+
+    pauses = {f"worst pause while {name}": 0.7 for name in ("draining", "purging", "the file shrinks")}
+    hold(measure, {"file after the purge": 1.2, **pauses})
+
+
+def test_old_records_go_as_fast_as_tasks_are_completed() -> None:
+    """At full speed, with records that are kept for a second: soon after the last task there are none."""
+    with Stage(options=("--keep-completed", "1s")) as stage:
+        client, queue = stage.client(), stage.service()
+        for _ in range(6):
+            client.map(noop, range(20_000))
+        stage.until_completed(queue, 120_000)
+        stage.wait_until(lambda: not queue.snapshot()["kept"].get("completed"), 15.0, "the records to go")

@@ -142,9 +142,10 @@ class JobQueueWalk(RuleBasedStateMachine):
         report = {"incarnation": "w", "pid": 2, "stopped": False, "cpu_percent": 0.0, "rss_bytes": 0, "running": ()}
         self.queue.beat(pool, [report])  # type: ignore[list-item]  # a dictionary of that form
         self.queue.tick()
-        while self.queue.tidy():
+        while self.queue.clean():
             pass
-        self.queue.tidy()
+        for _ in range(2):
+            self.queue.tidy()
         gone = [key for key, id in self.keys.items() if not self.store.find_keys([key])]
         for key in gone:
             assert self.keys[key] in self.final and self.store.get([self.keys[key]]) == {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
-from taskq.stores import schema
+from taskq.stores import cleaning, schema
 from taskq.stores.base import Batch
 from taskq.stores.sqlite import SqliteStore
 
@@ -132,19 +134,28 @@ def test_the_log_is_gone_after_close_and_bounded_before(store: SqliteStore, path
     assert path.stat().st_size > 50 * MIB
 
 
-def test_a_purged_file_gets_smaller(store: SqliteStore, path: Path) -> None:
-    ids = range(1, 8_001)
-    store.write(Batch(new=[row(id, payload=bytes(4000)) for id in ids]))
-    store.write(Batch(changed=[done(id).change() for id in ids]))
-    store.close()
-    store.open()
-    before = path.stat().st_size
-    while store.purge(FINAL, 9.0, 5000, 9.0):
+def test_a_purged_file_gets_smaller_in_short_pieces(store: SqliteStore, path: Path) -> None:
+    """By itself, and not only when it is closed; what stays is less than what may lie idle."""
+    for start in range(1, 40_001, 1000):
+        ids = range(start, start + 1000)
+        store.write(Batch(new=[row(id, payload=bytes(900)) for id in ids]))
+        store.write(Batch(changed=[done(id).change() for id in ids if id % 40]))
+    while store.purge(FINAL, 9.0, 1000, 9.0):
         pass
-    store.prune(9.0)
-    store.close()
-    assert before > 30 * MIB
-    assert 2000 <= (before - path.stat().st_size) // 4096 <= 2010, "pages; some of it at a time"
+    assert path.stat().st_size > 38 * MIB
+    sizes = [path.stat().st_size]
+    took = []
+    more = True
+    while more:
+        began = time.perf_counter()
+        more = store.shrink()
+        took.append(time.perf_counter() - began)
+        sizes.append(path.stat().st_size)
+    assert not store.shrink()
+    assert sizes[-1] < 1.5 * MIB + 4096 * cleaning.UNUSED
+    assert max(before - after for before, after in itertools.pairwise(sizes)) < 24 * MIB
+    assert sorted(took)[len(took) * 9 // 10] < 0.05
+    assert set(store.get(range(1, 81))) == {40, 80}
 
 
 # -- one process only -------------------------------------------------------------------------------------------------

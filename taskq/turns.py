@@ -1,0 +1,27 @@
+"""A mutex that goes round: nobody has it twice while another one waits.
+
+A plain `threading.Lock` goes to whoever comes first after its release, and that is mostly the thread that has just
+released it. Next to a thread that does one piece of work after the other, all others would starve.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+
+class Turns:
+    """A lock for `with`. Who waits for it keeps the place next to it, where a thread that comes back finds no room."""
+
+    def __init__(self) -> None:
+        self._next = threading.Lock()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._next:
+            self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
