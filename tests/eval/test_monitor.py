@@ -32,7 +32,7 @@ CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 FIELDS = [
     *("id", "type", "queue", "state", "priority", "retry", "payload", "submitted_at", "due_at", "expires_at"),
     *("started_at", "finished_at", "failures", "deaths", "timeout", "cancel_requested", "worker", "result"),
-    *("ignore_result", "result_ttl", "error", "correlation_id", "key", "unique"),
+    *("ignore_result", "result_ttl", "error", "correlation_id", "key", "unique", "history"),
 ]
 
 
