@@ -34,6 +34,7 @@ def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.iterdir()} == {
         "own_tasks",
         "bulk_submit",
+        "dead_letters",
         "second_machine",
         "python_client",
         "retries",
@@ -123,4 +124,18 @@ def test_retries(cluster: Cluster) -> None:
         "for good: Permanent after 1 attempt(s): there is nothing to order",
         "when it says itself: bread after 2 attempt(s)",
         "snoozing: ready at attempt 1",
+    ]
+
+
+def test_dead_letters(cluster: Cluster) -> None:
+    cluster.manager("--tasks", "payments", PYTHONPATH=os.pathsep.join([str(EXAMPLES / "dead_letters"), str(ROOT)]))
+    assert run(cluster, "dead_letters", sys.executable, "main.py").splitlines() == [
+        "Permanent - nothing to pay",
+        "ConnectionError - the bank is closed",
+        "ConnectionError - the bank is closed",
+        "begin anew: 2",
+        "paid 100",
+        "paid 200",
+        "attempts: ['failed', 'completed']",
+        "dropped: 1",
     ]
