@@ -213,7 +213,7 @@ def test_an_idle_queue_rests() -> None:
         busiest = {role: found.get(f"{role}, busiest thread") for role in ("manager", "parent", "worker")}
         return rests | {role: row.median if row else 0.0 for role, row in busiest.items()}  # not on every system
 
-    hold(measure, {"memory": 1.3, "CPU": 300.0, "manager": 1.6, "parent": 1.6, "worker": 1.6})
+    hold(measure, {"memory": 1.3, "CPU": 450.0, "manager": 1.6, "parent": 1.6, "worker": 1.6})
 
 
 # -- P14: what is left

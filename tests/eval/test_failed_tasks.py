@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import psutil
 from cluster import Cluster, wait_until
 
 from taskq.client import Client
@@ -55,9 +56,11 @@ def start(cluster: Cluster, *options: object, **size: int) -> None:
 
 
 def restart(cluster: Cluster, **size: int) -> None:
-    """Kill the manager and start it anew; its pool stays until it is told to leave."""
+    """Kill the manager and start it anew; wait until the pool that outlived it has been told to leave."""
+    before = psutil.Process(cluster.processes[-1].pid).children()
     cluster.processes[-1].kill()
     cluster.manager("--tasks", "falls", **size)
+    assert psutil.wait_procs(before, 30)[1] == []
 
 
 def over(client: Client, *ids: int, timeout: float = 30.0) -> list[str]:
