@@ -7,12 +7,14 @@ are temporary ones. No test uses the default port.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import order
 import psutil
 import pytest
 from cluster import Cluster
@@ -21,9 +23,37 @@ from here import Here
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What measures speed comes last."""
-    items.sort(key=lambda item: item.get_closest_marker("speed") is not None)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The seed of the order."""
+    parser.addoption("--order-seed", type=int, default=None, help="run the tests in the order that this number gives")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose a seed where none was given."""
+    if config.option.order_seed is None:
+        config.option.order_seed = random.SystemRandom().randrange(10**6)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Tell the seed, so that an order can be had again."""
+    return f"order: shuffled, --order-seed {config.option.order_seed} repeats it"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Modules that the tests share hold no tests; they are not to be imported a second time in search of doctests."""
+    inside = collection_path.suffix == ".py" and ROOT / "tests" in collection_path.parents
+    return True if inside and not collection_path.name.startswith("test_") else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Shuffle; then pytest puts those together that share a parameter of a fixture; then what measures goes last."""
+    items[:], out = order.without_full(items, config.option.markexpr)
+    if out:
+        config.hook.pytest_deselected(items=out)
+    items[:] = order.shuffled(items, config.option.order_seed)
+    yield
+    items[:] = order.speed_last(items)
 
 
 @pytest.fixture(scope="session", autouse=True)

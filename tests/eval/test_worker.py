@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from cluster import wait_until
-from conftest import Here
+from here import Here
 
 from taskq.clock import SystemClock
 from taskq.config import Address, Join
