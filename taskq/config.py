@@ -21,6 +21,9 @@ VERSION = "0.1.0"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8275
 KEY_BYTES = 32
+ADMIN = "admin"
+ROLES = (ADMIN, "submit", "work", "monitor")
+"""What keys are for, see `taskq.roles`; the position is the role's number on the wire."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "b": 1, "k": 2**10, "kib": 2**10, "m": 2**20, "mib": 2**20, "g": 2**30, "gib": 2**30}
@@ -117,11 +120,14 @@ class Join:
     name: str = "default"
     source: str = field(default="", compare=False)
     """Where the key is from, for messages."""
+    role: str = ADMIN
+    """What the key is for: one of `ROLES`."""
 
     def to_json(self) -> str:
         """The text of a join file."""
         addresses = [str(address) for address in self.addresses]
-        return json.dumps({"taskq": 1, "name": self.name, "addresses": addresses, "key": self.key.hex()})
+        data = {"taskq": 1, "name": self.name, "addresses": addresses, "role": self.role, "key": self.key.hex()}
+        return json.dumps(data)
 
     @classmethod
     def from_json(cls, text: str, source: str) -> Join:
@@ -132,14 +138,16 @@ class Join:
                 raise ConfigError(f"{source} was made for another version of taskq")
             addresses = tuple(Address.parse(item) for item in data["addresses"])
             key = bytes.fromhex(data["key"])
-            name = str(data.get("name", "default"))
+            name, role = str(data.get("name", "default")), data.get("role", ADMIN)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(
                 f"{source} is not a join file", hint='get one with "taskq-manager --print-join"'
             ) from None
         if not addresses or len(key) < KEY_BYTES:
             raise ConfigError(f"{source} has no address or no key", hint="fetch it again")
-        return cls(addresses, key, name, source)
+        if role not in ROLES:
+            raise ConfigError(f"{source} has a key for a role that this version of taskq does not know")
+        return cls(addresses, key, name, source, role)
 
 
 @dataclass(frozen=True)
@@ -284,12 +292,11 @@ def find_join(
         addresses: Sequence[Address] = (Address(host or first.host, port or first.port),)
     else:
         addresses = found.addresses if found else (Address(DEFAULT_HOST, DEFAULT_PORT),)
+    name = found.name if found else "default"
     if key_file is None and found is not None:
-        key, source = found.key, found.source
-    else:
-        path = Path(key_file) if key_file is not None else state.key
-        key, source = read_key(path), str(path)
-    return Join(tuple(addresses), key, found.name if found else "default", source)
+        return Join(tuple(addresses), found.key, name, found.source, found.role)
+    path = Path(key_file) if key_file is not None else state.key
+    return Join(tuple(addresses), read_key(path), name, str(path))
 
 
 own_manager: Callable[[], Join] | None = None

@@ -70,6 +70,12 @@ class AuthenticationFailed(TaskqError):
     code = "authentication_failed"
 
 
+class PermissionDenied(TaskqError):
+    """The key that was used does not allow this."""
+
+    code = "permission_denied"
+
+
 class ProtocolMismatch(TaskqError):
     """The two sides speak different versions of the protocol."""
 

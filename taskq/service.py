@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 
 from taskq.queue.task import NewTask
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the verbs and of the frames; both sides must have the same."""
 
 MAX_BATCH = 1_000

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from taskq.config import Address
 from taskq.wire.codec import unpack
+from taskq.wire.seal import SEAL_BYTES
 
 GREETINGS = {"request": 1, "reply": 2}
 """How many frames each side sends before requests and replies begin."""
@@ -128,8 +129,8 @@ class Proxy:
         number = 0
         with contextlib.suppress(OSError, EOFError):
             while True:
-                header = _read(source, 4)
-                body = _read(source, struct.unpack("!I", header)[0])
+                header = _read(source, 4 if number < GREETINGS[side] else 4 + SEAL_BYTES)
+                body = _read(source, struct.unpack_from("!I", header)[0])
                 number += 1
                 if number > GREETINGS[side] and self._is_trapped(connection, side, body):
                     break

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from taskq.config import VERSION, Address, Join
+from taskq.config import ADMIN, VERSION, Address, Join
 from taskq.errors import TaskqError
 from taskq.queue.task import NewTask
 from taskq.service import (
@@ -42,7 +42,7 @@ from taskq.service import (
     Reserved,
     Submitted,
 )
-from taskq.wire.frames import Channel
+from taskq.wire.frames import HEADER, Channel
 from taskq.wire.handshake import NONCE_BYTES, ClientHandshake
 from taskq.wire.server import WireServer, bound_kept_memory
 
@@ -213,18 +213,25 @@ def dial(address: Address, timeout: float = 10.0) -> socket.socket:
 
 
 @contextmanager
-def authenticated(address: Address, key: bytes = KEY) -> Iterator[Channel]:
+def authenticated(address: Address, key: bytes = KEY, role: str = ADMIN) -> Iterator[Channel]:
     """A channel after the handshake, for requests that no honest client sends."""
     sock = dial(address)
     sock.settimeout(None)
     channel = Channel(sock)
     try:
-        shake = ClientHandshake(key, PROTOCOL, VERSION, os.urandom(NONCE_BYTES))
+        shake = ClientHandshake(key, PROTOCOL, VERSION, os.urandom(NONCE_BYTES), role)
         channel.send(shake.answer(channel.receive(5.0)))
         shake.finish(channel.receive(5.0))
+        channel.seal(shake.session.of_client, shake.session.of_server)
         yield channel
     finally:
         channel.close()
+
+
+def sealed(channel: Channel, body: bytes) -> bytes:
+    """The next frame of an authenticated channel, for tests that send it in their own way."""
+    assert channel._send_seal is not None
+    return HEADER.pack(len(body)) + channel._send_seal.next(body) + body
 
 
 def until_end(sock: socket.socket, timeout: float = 10.0) -> bytes:

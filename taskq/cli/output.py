@@ -41,6 +41,7 @@ EXIT_CODES: dict[type[errors.TaskqError], int] = {
     errors.ManagerUnavailable: EXIT_UNREACHABLE,
     errors.ProtocolMismatch: EXIT_UNREACHABLE,
     errors.AuthenticationFailed: EXIT_KEY,
+    errors.PermissionDenied: EXIT_KEY,
     errors.ShuttingDown: EXIT_REFUSED,
     errors.Busy: EXIT_REFUSED,
     errors.QueueFull: EXIT_REFUSED,

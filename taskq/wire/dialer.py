@@ -7,12 +7,11 @@ import os
 import socket
 import time
 
-from taskq.config import VERSION, Address, Join
+from taskq.config import ADMIN, VERSION, Address, Join
 from taskq.errors import AuthenticationFailed, ManagerUnavailable, ProtocolMismatch, TaskqError
 from taskq.service import PROTOCOL
 from taskq.wire.frames import (
     FRAME_TIMEOUT,
-    MAX_FRAME,
     MAX_STRANGER_FRAME,
     Channel,
     ConnectionLost,
@@ -93,14 +92,15 @@ class Dialer:
         rejected = turned_away = 0
         while turned_away < _ATTEMPTS:
             try:
-                return self._shake_hands(address, join.key, self._open(address, deadline, timeout), deadline, timeout)
+                return self._shake_hands(address, join, self._open(address, deadline, timeout), deadline, timeout)
             except _Rejected:
                 # Once may be a manager that died at this very moment.
                 rejected += 1
                 if rejected > 1:
                     source = f" from {join.source}" if join.source else ""
+                    kind = "key" if join.role == ADMIN else f"{join.role} key"
                     raise AuthenticationFailed(
-                        f"the manager at {address} rejected the key{source} (fingerprint {fingerprint(join.key)})",
+                        f"the manager at {address} rejected the {kind}{source} (fingerprint {fingerprint(join.key)})",
                         hint=_OTHER_KEY if _is_here(address.host) else _COPY.format(address.host),
                     ) from None
             except _TurnedAway:
@@ -143,11 +143,11 @@ class Dialer:
         raise ManagerUnavailable(f"no manager at {address} ({_reason(problem)})", hint=_START)
 
     def _shake_hands(
-        self, address: Address, key: bytes, sock: socket.socket, deadline: float, timeout: float
+        self, address: Address, join: Join, sock: socket.socket, deadline: float, timeout: float
     ) -> Channel:
         channel = Channel(sock, MAX_STRANGER_FRAME)
         try:
-            _authenticate(channel, address, key, deadline)
+            _authenticate(channel, address, join, deadline)
         except (NotAFrame, NotTaskq):
             channel.close()
             text = f"something listens at {address} but it is not a taskq manager"
@@ -161,7 +161,6 @@ class Dialer:
         except BaseException:
             channel.close()
             raise
-        channel.limit = MAX_FRAME
         return channel
 
 
@@ -174,9 +173,10 @@ def _met_itself(sock: socket.socket) -> bool:
         return False
 
 
-def _authenticate(channel: Channel, address: Address, key: bytes, deadline: float) -> None:
-    """The handshake. Raises `ConnectionLost`, `NotTaskq`, `_Rejected`, `AuthenticationFailed`, `ProtocolMismatch`."""
-    shake = ClientHandshake(key, PROTOCOL, VERSION, os.urandom(NONCE_BYTES))
+def _authenticate(channel: Channel, address: Address, join: Join, deadline: float) -> None:
+    """The handshake; what follows is sealed. Raises `ConnectionLost`, `NotTaskq`, `_Rejected`, `AuthenticationFailed`,
+    `ProtocolMismatch`."""
+    shake = ClientHandshake(join.key, PROTOCOL, VERSION, os.urandom(NONCE_BYTES), join.role)
     channel.send(shake.answer(channel.receive(_remaining(deadline))))
     try:
         last = channel.receive(_remaining(deadline))
@@ -186,7 +186,7 @@ def _authenticate(channel: Channel, address: Address, key: bytes, deadline: floa
         shake.finish(last)
     except Refused:
         raise AuthenticationFailed(
-            f"{address} could not prove that it has the key (fingerprint {fingerprint(key)})",
+            f"{address} could not prove that it has the key (fingerprint {fingerprint(join.key)})",
             hint="something else than the manager may have taken its port",
         ) from None
     if shake.protocol != PROTOCOL:
@@ -195,6 +195,7 @@ def _authenticate(channel: Channel, address: Address, key: bytes, deadline: floa
             f"manager speaks protocol {shake.protocol} (taskq {shake.release}), this side {PROTOCOL} ({VERSION})",
             hint=f"upgrade {older}",
         )
+    channel.seal(shake.session.of_client, shake.session.of_server)
 
 
 def _remaining(deadline: float) -> float:

@@ -12,7 +12,6 @@ away from the listener for a moment instead of spinning), no free thread, no mem
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import resource
 import selectors
@@ -20,14 +19,14 @@ import socket
 import struct
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from taskq.config import VERSION
-from taskq.logs import event
+from taskq.roles import RoleKey
 from taskq.service import PROTOCOL
 from taskq.wire.frames import HEADER, MAX_STRANGER_FRAME, set_options
 from taskq.wire.handshake import NONCE_BYTES, Refused, ServerHandshake
+from taskq.wire.quiet import QuietLog
 
 HANDSHAKE_TIMEOUT = 5.0
 """Seconds that a connection has to prove itself."""
@@ -39,9 +38,6 @@ SPARE_DESCRIPTORS = 64
 """Descriptors for the store, logs and whatever else the process opens."""
 PAUSE = 0.05
 """Seconds of looking away from the listener after a failed accept."""
-
-_QUIET = 10.0
-_log = logging.getLogger(__name__)
 
 
 def ask_for_descriptors() -> None:
@@ -71,14 +67,19 @@ class Guest:
 
 
 class Door:
-    """Listens at a socket until it is closed. ``admit(sock)`` takes a connection over and may raise anything to
-    refuse it; ``inside()`` says how many it has."""
+    """Listens at a socket until it is closed. ``admit(guest)`` takes a connection over and may raise anything to
+    refuse it; ``inside()`` says how many it has. ``keys``: those that are accepted; they may be replaced at any time.
+    """
 
     def __init__(
-        self, listener: socket.socket, key: bytes, admit: Callable[[socket.socket], None], inside: Callable[[], int]
+        self,
+        listener: socket.socket,
+        keys: Sequence[RoleKey],
+        admit: Callable[[Guest], None],
+        inside: Callable[[], int],
     ) -> None:
         self._listener = listener
-        self._key = key
+        self.keys = keys
         self._admit = admit
         self._inside = inside
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -92,7 +93,7 @@ class Door:
         self._close_lock = threading.Lock()
         self._closing = False
         self._paused_until = 0.0
-        self._quiet: dict[str, tuple[float, int]] = {}
+        self.say = QuietLog().say
 
     def close(self) -> None:
         """End `run` soon; from any thread, any number of times."""
@@ -169,7 +170,7 @@ class Door:
                 _reset(sock)
                 return
             self._turn_away(next(iter(self._guests.values())))
-        handshake = ServerHandshake(self._key, PROTOCOL, VERSION, os.urandom(NONCE_BYTES))
+        handshake = ServerHandshake(self.keys, PROTOCOL, VERSION, os.urandom(NONCE_BYTES))
         guest = Guest(sock, peer, handshake, time.monotonic() + HANDSHAKE_TIMEOUT)
         self._guests[sock] = guest
         try:
@@ -211,7 +212,7 @@ class Door:
                 self.say(f"connections refused: protocol {guest.handshake.protocol}, here {PROTOCOL}", guest.peer)
                 guest.sock.close()
             else:
-                self._admit(guest.sock)
+                self._admit(guest)
         except (OSError, RuntimeError, MemoryError) as error:
             self.say(f"connections refused: {error}", guest.peer)
             _reset(guest.sock)
@@ -227,23 +228,6 @@ class Door:
             self._selector.unregister(guest.sock)
         except KeyError:
             return  # it was not registered yet
-
-    def say(self, what: str, peer: str, error: Exception | None = None) -> None:
-        """A line in the log, at most once in ten seconds for each kind, with the number of those that were left out."""
-        now = time.monotonic()
-        said, missed = self._quiet.get(what, (now - _QUIET, 0))
-        if now - said < _QUIET:
-            self._quiet[what] = said, missed + 1
-            return
-        if len(self._quiet) > 100:
-            self._quiet.clear()
-        self._quiet[what] = now, 0
-        text = what + (f" (from {peer})" if peer else "")
-        text += f" ({missed} more since the last such line)" if missed else ""
-        if error is None:
-            event(_log, logging.WARNING, "peer_refused", text)
-        else:
-            event(_log, logging.ERROR, "internal_error", text, error="".join(traceback.format_exception(error)))
 
 
 def _reset(sock: socket.socket) -> None:

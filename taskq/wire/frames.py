@@ -1,4 +1,5 @@
-"""Frames on a socket: four bytes of length (big-endian), then the body. Both ends use it.
+"""Frames on a socket: four bytes of length (big-endian), after the handshake 16 of `seal`, then the body. Both ends
+use it. The seal comes first, so that a long body arrives, and is sent, in one piece.
 
 Sockets stay in blocking mode and the deadlines are the kernel's (SO_RCVTIMEO, SO_SNDTIMEO), because Python's own
 timeouts cost a `poll` before every `recv` and `send`. A small request or reply is one `send` and one `recv`.
@@ -6,11 +7,13 @@ timeouts cost a `poll` before every `recv` and `send`. A small request or reply 
 
 from __future__ import annotations
 
+import hmac
 import socket
 import struct
 import time
 
 from taskq.errors import FrameTooLarge
+from taskq.wire.seal import SEAL_BYTES, Seal
 
 MAX_FRAME = 4 * 1024 * 1024
 """Bytes: longest body after authentication."""
@@ -63,7 +66,8 @@ def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
 
 
 class NotAFrame(ConnectionLost):
-    """The connection is over because the peer sent something else than frames, or a frame that is too long."""
+    """The connection is over because the peer sent something else than frames, a frame that is too long, or one with
+    the seal of another."""
 
 
 class Channel:
@@ -72,13 +76,22 @@ class Channel:
     ``limit``: bytes of the longest body that is accepted.
     """
 
-    __slots__ = ("_receive_timeout", "_rest", "_sock", "limit")
+    __slots__ = ("_head", "_receive_seal", "_receive_timeout", "_rest", "_send_seal", "_sock", "limit")
 
     def __init__(self, sock: socket.socket, limit: int = MAX_FRAME) -> None:
         self._sock = sock
         self.limit = limit
         self._rest = b""
         self._receive_timeout = 0.0
+        self._head = HEADER.size
+        self._send_seal: Seal | None = None
+        self._receive_seal: Seal | None = None
+
+    def seal(self, sending: bytes, receiving: bytes) -> None:
+        """From now on every frame has a seal; with the keys of either direction. Frames may be as long as any."""
+        self._send_seal, self._receive_seal = Seal(sending), Seal(receiving)
+        self._head = HEADER.size + SEAL_BYTES
+        self.limit = MAX_FRAME
 
     def receive(self, timeout: float | None) -> bytes:
         """The next body. ``timeout``: seconds to wait for it; None = as long as it takes for it to begin.
@@ -86,21 +99,28 @@ class Channel:
         Raises `ConnectionLost`, `TimedOut`.
         """
         seconds = FRAME_TIMEOUT if timeout is None else timeout
+        head = self._head
         try:
             if seconds != self._receive_timeout:
                 set_timeout(self._sock, socket.SO_RCVTIMEO, seconds)
                 self._receive_timeout = seconds
             data = self._rest or self._begin(wait=timeout is None)
-            if len(data) >= 4:
-                end = HEADER.unpack_from(data)[0] + 4
-                if len(data) == end <= self.limit:  # the usual case: one frame came whole
+            if len(data) >= head:
+                size = HEADER.unpack_from(data)[0]
+                if len(data) == size + head and size <= self.limit:  # the usual case: one frame came whole
                     self._rest = b""
-                    return data[4:]
+                    return self._checked(data[4:head], data[head:])
             return self._complete(data, time.monotonic() + seconds)
         except BlockingIOError:
             raise TimedOut(f"did not answer within {seconds:g} s") from None
         except OSError as error:
             raise ConnectionLost((error.strerror or "connection lost").lower()) from None
+
+    def _checked(self, seal: bytes, body: bytes) -> bytes:
+        """The body, if this is its seal."""
+        if self._receive_seal is not None and not hmac.compare_digest(self._receive_seal.next(body), seal):
+            raise NotAFrame("a frame has not the seal that it must have here")
+        return body
 
     def _begin(self, *, wait: bool) -> bytes:
         """The first bytes of a frame. ``wait``: run out of time as often as need be."""
@@ -117,12 +137,13 @@ class Channel:
 
     def _complete(self, data: bytes, deadline: float) -> bytes:
         """The body of the frame that begins with ``data``; what follows it is kept for the next one."""
-        data = self._extend(data, 4, deadline)
+        head = self._head
+        data = self._extend(data, head, deadline)
         size = HEADER.unpack_from(data)[0]
         if size > self.limit:
             raise NotAFrame(f"a frame of {size:,} bytes is too large")
-        self._rest = data[size + 4 :]
-        return self._extend(data[4 : size + 4], size, deadline)
+        self._rest = data[size + head :]
+        return self._checked(data[4:head], self._extend(data[head : size + head], size, deadline))
 
     def _extend(self, data: bytes, size: int, deadline: float) -> bytes:
         """``data`` and what comes after it, ``size`` bytes in all (or more, if it was more). Memory that is kept ready
@@ -143,23 +164,24 @@ class Channel:
         size = len(body)
         if size > MAX_FRAME:
             raise FrameTooLarge(f"a message of {size:,} bytes is larger than the {MAX_FRAME:,} that can be sent")
+        head = HEADER.pack(size) if self._send_seal is None else HEADER.pack(size) + self._send_seal.next(body)
         try:
             if size <= _READ:
-                data = HEADER.pack(size) + body
+                data = head + body
                 sent = self._sock.send(data)
             else:  # not worth a copy
                 data = body
-                sent = self._sock.sendmsg((HEADER.pack(size), body)) - 4
+                sent = self._sock.sendmsg((head, body)) - len(head)
+                if sent < 0:  # not even the head went out whole
+                    data, sent = head + body, sent + len(head)
             if sent < len(data):
-                self._send_rest(data, sent, size)
+                self._send_rest(data, sent)
         except BlockingIOError:
             raise TimedOut("did not take a message in time") from None
         except OSError as error:
             raise ConnectionLost((error.strerror or "connection lost").lower()) from None
 
-    def _send_rest(self, data: bytes, sent: int, size: int) -> None:
-        if sent < 0:  # not even the header went out whole
-            data, sent = HEADER.pack(size) + data, sent + 4
+    def _send_rest(self, data: bytes, sent: int) -> None:
         deadline = time.monotonic() + FRAME_TIMEOUT
         view = memoryview(data)
         while sent < len(view):

@@ -19,16 +19,17 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import managers
 from multiprocessing.managers import BaseManager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from taskq.config import Address
-from taskq.errors import ConfigError, FrameTooLarge, Malformed, TaskqError, to_wire
+from taskq.config import ADMIN, ROLES, Address
+from taskq.errors import ConfigError, FrameTooLarge, Malformed, PermissionDenied, TaskqError, to_wire
 from taskq.logs import event
 from taskq.queue.lots import tasks
 from taskq.queue.task import NewTask
+from taskq.roles import RoleKey, accepted, allows, denied
 from taskq.service import MAX_BATCH, VERBS, QueueService
 from taskq.wire import codec
-from taskq.wire.door import Door
+from taskq.wire.door import Door, Guest
 from taskq.wire.frames import ERROR, MAX_FRAME, OK, Channel, ConnectionLost, NotAFrame
 from taskq.wire.handshake import check_key
 
@@ -115,10 +116,10 @@ class Server(managers.Server):
         service = registry[IDENT][0]()
         self.id_to_obj = {IDENT: (service, set(VERBS), {})}
         self.stop_event = threading.Event()
-        self._verbs = _Verbs(service, lambda text, error: self._door.say(text, "", error))
+        self._verbs = _Verbs(service, lambda *line: self._door.say(*line))
         self._lock = threading.Lock()
-        self._connections: dict[Channel, threading.Thread] = {}
-        self._door = Door(self.listener.socket, bytes(authkey), self._admit, lambda: len(self._connections))
+        self._connections: dict[Channel, _Inside] = {}
+        self._door = Door(self.listener.socket, accepted(bytes(authkey)), self._admit, lambda: len(self._connections))
 
     def accepter(self) -> None:
         """Accept connections until `close_listener`."""
@@ -137,26 +138,40 @@ class Server(managers.Server):
         accepter.join()
         self._end_connections()
 
+    def accept_keys(self, key: bytes, former: bytes | None) -> None:
+        """From now on accept the keys that are made of these two. Connections of any other key end."""
+        check_key(key)
+        with self._lock:
+            keys = self._door.keys = accepted(key, former)
+            gone = [channel for channel, inside in self._connections.items() if inside.proven not in keys]
+        for channel in gone:
+            channel.shut()
+
     def _end_connections(self) -> None:
         """Let requests under way get their replies out, then cut what is left."""
         for how in (socket.SHUT_RD, socket.SHUT_RDWR):
             with self._lock:
-                threads = list(self._connections.items())
-            for channel, _ in threads:
+                connections = list(self._connections.items())
+            for channel, _ in connections:
                 channel.shut(how)
             deadline = time.monotonic() + _ORDERLY
-            for _, thread in threads:
-                thread.join(max(deadline - time.monotonic(), 0.0))
+            for _, inside in connections:
+                inside.thread.join(max(deadline - time.monotonic(), 0.0))
         if self._connections:
             text = f"{len(self._connections)} requests were still under way when the port was closed"
             event(_log, logging.WARNING, "internal_error", text)
 
-    def _admit(self, sock: socket.socket) -> None:
+    def _admit(self, guest: Guest) -> None:
         """Give an authenticated connection its thread. Raises `RuntimeError` when there is none to be had."""
-        channel = Channel(sock)
-        thread = threading.Thread(target=self.handle_request, args=(channel,), name="wire", daemon=True)
+        channel = Channel(guest.sock)
+        proven, session = guest.handshake.proven, guest.handshake.session
+        channel.seal(session.of_server, session.of_client)
+        args = (channel, proven.role, guest.peer)
+        thread = threading.Thread(target=self.handle_request, args=args, name="wire", daemon=True)
         with self._lock:
-            self._connections[channel] = thread
+            if proven not in self._door.keys:
+                raise RuntimeError("the key was changed meanwhile")
+            self._connections[channel] = _Inside(thread, proven)
         try:
             thread.start()
         except BaseException:
@@ -164,12 +179,12 @@ class Server(managers.Server):
                 del self._connections[channel]
             raise
 
-    def handle_request(self, conn: Channel) -> None:  # type: ignore[override]  # our connections are channels
-        """The life of one connection's thread."""
+    def handle_request(self, conn: Channel, role: str, peer: str) -> None:  # type: ignore[override]  # not the base's
+        """The life of one connection's thread. ``role``: what its key is for; ``peer``: its address."""
         try:
-            self.serve_client(conn)
+            self.serve_client(conn, role, peer)
         except NotAFrame as error:
-            self._door.say(f"connection ended: {error}", "")
+            self._door.say(f"connection ended: {error}", peer)
         except ConnectionLost as error:
             _log.debug("connection ended: %s", error)
         finally:
@@ -177,7 +192,7 @@ class Server(managers.Server):
                 del self._connections[conn]
             conn.close()
 
-    def serve_client(self, conn: Channel) -> None:  # type: ignore[override]  # see handle_request
+    def serve_client(self, conn: Channel, role: str, peer: str) -> None:  # type: ignore[override]  # see handle_request
         """Answer the requests of one connection until it ends. Raises `ConnectionLost`.
 
         Nothing of a request or reply outlives its turn: a connection that waits holds no memory.
@@ -185,40 +200,53 @@ class Server(managers.Server):
         answer = self._verbs.answer
         receive, send = conn.receive, conn.send
         while not self.stop_event.is_set():
-            reply, understood = answer(receive(None))
+            reply, understood = answer(receive(None), role, peer)
             send(reply)
             del reply
             if not understood:
                 raise NotAFrame("it sent what is no request")
 
 
+class _Inside(NamedTuple):
+    """What is known of an authenticated connection: its thread, and the key that it has proved."""
+
+    thread: threading.Thread
+    proven: RoleKey
+
+
 class _Verbs:
     """Turns the bytes of a request into a call and its outcome into the bytes of the reply."""
 
-    def __init__(self, service: QueueService, say: Callable[[str, Exception], None]) -> None:
+    def __init__(self, service: QueueService, say: Callable[[str, str, Exception | None], None]) -> None:
         self._say = say
-        self._verbs = {verb: (getattr(service, verb), _arity(verb)) for verb in VERBS}
+        verbs = {verb: (getattr(service, verb), _arity(verb)) for verb in VERBS}
+        self._verbs = {role: {verb: verbs[verb] for verb in VERBS if allows(role, verb)} for role in ROLES}
+        """Role -> what it may call."""
 
-    def answer(self, data: bytes) -> tuple[bytes, bool]:
+    def answer(self, data: bytes, role: str, peer: str) -> tuple[bytes, bool]:
         """The reply to a request, and whether it was one at all."""
         request_id, verb = 0, ""
         try:
             request_id, verb, args = _parse(data)
-            reply = codec.pack((request_id, OK, self._call(verb, args)))
+            reply = codec.pack((request_id, OK, self._call(role, verb, args)))
             if len(reply) > MAX_FRAME:
                 raise FrameTooLarge(f"the reply to {verb} has {len(reply):,} bytes; ask for less at once")
         except TaskqError as error:
+            if isinstance(error, PermissionDenied):
+                self._say(f"request refused: {error.message}", peer, None)
             reply = _pack_error(request_id, *to_wire(error))
         except Exception as error:
-            self._say(f"{verb} failed unexpectedly", error)
+            self._say(f"{verb} failed unexpectedly", "", error)
             reply = _pack_error(request_id, TaskqError.code, f"{type(error).__name__} in the manager; see its log", {})
         return reply, request_id != 0
 
-    def _call(self, verb: str, args: tuple[Any, ...]) -> Any:
-        """Call a verb. Raises `Malformed`, and what the verb raises."""
+    def _call(self, role: str, verb: str, args: tuple[Any, ...]) -> Any:
+        """Call a verb. Raises `Malformed`, `PermissionDenied`, and what the verb raises."""
         try:
-            method, arity = self._verbs[verb]
+            method, arity = self._verbs[role][verb]
         except KeyError:
+            if verb in self._verbs[ADMIN]:
+                raise denied(role, verb) from None
             raise Malformed(f"there is no verb {verb!r:.50}") from None
         if len(args) != arity:
             raise Malformed(f"{verb} takes {arity} arguments, not {len(args)}")
@@ -287,18 +315,26 @@ class QueueManager(BaseManager):
 class WireServer:
     """Serves a queue on a TCP port. Raises `ConfigError` when the port is taken."""
 
-    def __init__(self, service: QueueService, host: str, port: int, key: bytes) -> None:
+    def __init__(
+        self, service: QueueService, host: str, port: int, key: bytes, former_key: bytes | None = None
+    ) -> None:
         class Manager(QueueManager):
             """A class of its own, because `register` writes into the class."""
 
         Manager.register(IDENT, callable=lambda: service, exposed=VERBS)
         self._server = Manager((host, port), key).get_server()
+        if former_key is not None:
+            self._server.accept_keys(key, former_key)
         self._thread = threading.Thread(target=self._server.serve_forever, name="wire-server", daemon=True)
 
     @property
     def address(self) -> Address:
         """Where it listens; the port is a real one even if 0 was asked for."""
         return self._server.listener.bound
+
+    def accept_keys(self, key: bytes, former: bytes | None) -> None:
+        """From now on accept these two admin keys and what is made of them; connections of other keys end."""
+        self._server.accept_keys(key, former)
 
     def start(self) -> None:
         """Accept connections from now on; returns at once."""

@@ -23,7 +23,7 @@ LAYERS = (
     ("errors", "clock", "layout", "streams", "turns"),
     ("config", "logs"),
     ("where", "queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
-    ("service", "signature", "stores.base"),
+    ("service", "roles", "signature", "stores.base"),
     ("registry", "options", "unique", "queue.*", "addresses", "selecting", "queues"),
     ("queue.job_queue", "stores.*", "wire.*"),
     (
@@ -71,7 +71,7 @@ PURE = (
         "queue.uniqueness",
     ),
     *("queue.dispatch", "queue.explain"),
-    *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec"),
+    *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec", "wire.seal"),
     *("where", "dead_letters", "layout", "records", "views", "bench.figures", "workers.overtime", "workers.stacks"),
 )
 IMPURE = {"threading", "time", "random", "secrets", "logging", "socket", "os", "pathlib", "io", "uuid", "subprocess"}

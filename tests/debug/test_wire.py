@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 from cluster import wait_until
-from wire_service import HANDOUT, KEY, OUTCOME, Answers, authenticated, dial, join_of, serving, until_end
+from wire_service import HANDOUT, KEY, OUTCOME, Answers, authenticated, dial, join_of, sealed, serving, until_end
 
-from taskq.config import VERSION, Address, Join
+from taskq.config import ADMIN, VERSION, Address, Join
 from taskq.errors import (
     ERRORS,
     AuthenticationFailed,
@@ -39,6 +39,7 @@ from taskq.errors import (
     from_wire,
 )
 from taskq.queue.task import NewTask, new_task
+from taskq.roles import RoleKey
 from taskq.service import PROTOCOL, VERBS, Finished, Outcome, Reserved, Submitted
 from taskq.wire import client as wire_client
 from taskq.wire.client import RemoteQueue
@@ -335,11 +336,11 @@ def test_what_is_no_request_is_answered_once_and_ends_the_connection(body: bytes
 def test_requests_may_come_in_pieces_or_together(server: WireServer) -> None:
     with authenticated(server.address) as channel:
         request = pack((1, "result", (5,)))
-        for byte in HEADER.pack(len(request)) + request:
+        for byte in sealed(channel, request):
             channel._sock.send(bytes([byte]))
         assert unpack(channel.receive(5.0))[2][0] == 5
         several = [pack((number, "result", (number,))) for number in range(1, 60)]
-        data = b"".join(HEADER.pack(len(body)) + body for body in several)
+        data = b"".join(sealed(channel, body) for body in several)
         channel._sock.sendall(data[:-3])
         for number in range(1, 59):
             assert unpack(channel.receive(5.0))[2][0] == number
@@ -542,7 +543,7 @@ def _other_manager(key: bytes, protocol: int) -> Iterator[Address]:
     """A manager that shakes hands with another key or protocol."""
 
     def serve(sock: socket.socket) -> None:
-        shake = ServerHandshake(KEY, protocol, "0.4.0", os.urandom(NONCE_BYTES))
+        shake = ServerHandshake([RoleKey(ADMIN, KEY)], protocol, "0.4.0", os.urandom(NONCE_BYTES))
         sock.sendall(HEADER.pack(len(shake.greeting)) + shake.greeting)
         answer = sock.recv(4096)[4:]
         last = shake.finish(answer)

@@ -19,7 +19,8 @@ from subprocess import CompletedProcess
 import pytest
 from cluster import Cluster, wait_until
 
-from taskq.config import VERSION, Address, Join, write_private
+from taskq.config import ADMIN, VERSION, Address, Join, write_private
+from taskq.roles import RoleKey
 from taskq.service import PROTOCOL
 from taskq.wire.handshake import ServerHandshake, fingerprint
 
@@ -143,7 +144,7 @@ def test_it_is_not_a_manager(cluster: Cluster, banner: bytes) -> None:
 
 def test_the_manager_speaks_another_protocol(cluster: Cluster) -> None:
     def greet(connection: socket.socket) -> None:
-        hands = ServerHandshake(KEY, PROTOCOL + 1, "9.4.0", secrets.token_bytes(32))
+        hands = ServerHandshake([RoleKey(ADMIN, KEY)], PROTOCOL + 1, "9.4.0", secrets.token_bytes(32))
         send(connection, hands.greeting)
         send(connection, hands.finish(receive(connection)))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgpack
 import pytest
 from cluster import Cluster, wait_until
-from wire_service import Served, authenticated, dial, join_of, serving_process, until_end
+from wire_service import Served, authenticated, dial, join_of, sealed, serving_process, until_end
 
 from taskq.errors import ManagerUnavailable
 from taskq.service import PROTOCOL
@@ -186,7 +186,7 @@ def test_peers_that_do_not_read_are_dropped(server: Served) -> None:
         for _ in range(10):
             channel = stack.enter_context(authenticated(server.address))
             channel._sock.setblocking(False)
-            channel._sock.send((HEADER.pack(len(request)) + request) * 20)
+            channel._sock.send(b"".join(sealed(channel, request) for _ in range(20)))
         wait_until(lambda: server.process.num_threads() == base + 10)
         for _ in range(50):
             check_honest(server)
