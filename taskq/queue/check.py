@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 
 from taskq.queue.expiry import WAITING
+from taskq.queue.moves import RUNS_PER_EPOCH, UNKNOWN
 from taskq.queue.ready import Ready
-from taskq.queue.state import RUNS_PER_EPOCH, UNKNOWN, QueueState
+from taskq.queue.state import QueueState
 from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, State, Task
 
 
@@ -26,7 +27,7 @@ def check(state: QueueState) -> None:
 
 
 def _check_schedule(state: QueueState) -> None:
-    entries = state.schedule.entries()
+    entries = state.places.schedule.entries()
     scheduled = [task for task in state.tasks.values() if task.state is SCHEDULED]
     assert sorted(task.id for _, task in entries) == sorted(task.id for task in scheduled), (
         "schedule and records differ"
@@ -37,11 +38,11 @@ def _check_schedule(state: QueueState) -> None:
 
 
 def _check_expiry(state: QueueState) -> None:
-    due, kept = state.expiry.ids(), state.kept_expiry.ids()
+    due, kept = state.places.expiry.ids(), state.places.kept_expiry.ids()
     waiting = {task.id for task in state.tasks.values() if task.expires_at is not None and task.state in WAITING}
     assert waiting <= due | kept, f"tasks that would never expire: {waiting - due - kept}"
-    if state.kept_back is not None:
-        assert all(number >= state._kept_below for number in due), "a task from before the restart may expire"
+    if state.places.kept_back is not None:
+        assert all(number >= state.places.kept_below for number in due), "a task from before the restart may expire"
     else:
         assert not kept, "tasks are kept from expiring"
 
@@ -69,10 +70,12 @@ def _entries(ready: Ready) -> list[Task]:
 
 
 def _check_shelves(state: QueueState) -> None:
-    entries, suspects = _entries(state.ready), _entries(state.suspects)
-    if state.kept_back is not None:
-        assert all(task.id >= state._kept_below for task in entries), "a task from before the restart is not kept back"
-        entries += _entries(state.kept_back)
+    entries, suspects = _entries(state.places.ready), _entries(state.places.suspects)
+    if state.places.kept_back is not None:
+        assert all(task.id >= state.places.kept_below for task in entries), (
+            "a task from before the restart is not kept back"
+        )
+        entries += _entries(state.places.kept_back)
     assert all(task.deaths for task in suspects), "a task without deaths is a suspect"
     assert not any(task.deaths for task in entries), "a suspect stands among the others"
     entries += suspects

@@ -195,7 +195,7 @@ class QueueCore:
         self._commit.add_attempts(changes.attempts)
         mark = self._commit.add(changes.written)
         self._housekeeper.expect(LINGER)
-        self._housekeeper.expect(self._state.next_date() - self._clock.wall())
+        self._housekeeper.expect(self._state.places.next_date() - self._clock.wall())
         return mark
 
     def _record_handouts(self, tasks: Sequence[Task]) -> None:
@@ -215,7 +215,7 @@ class QueueCore:
     def _wake(self, ready: Mapping[tuple[str, str], int]) -> None:
         """Call workers for tasks that became pending; where a queue has a limit, for those that fit into it now."""
         if self._state.rules.rows:
-            ready = self._state.rules.to_be_called_for(ready, self._state.ready, self._state.figures)
+            ready = self._state.rules.to_be_called_for(ready, self._state.places.ready, self._state.figures)
         if ready:
             self._waiting.wake(ready)
 

@@ -133,7 +133,7 @@ def _time(wall: float) -> str:
 
 
 def _held(state: QueueState, task: Task, now: Moment) -> list[Cause]:
-    left = state.kept_back_for(task, now)
+    left = state.places.kept_back_for(task, now)
     if left is None:
         return []
     away = [worker.name for worker in state.leases.workers.values() if not worker.attached]
@@ -221,7 +221,7 @@ def _served_before(state: QueueState, task: Task, worker: Worker) -> list[str]:
 
 def _position(state: QueueState, task: Task, now: Moment, *, moving: bool) -> list[Cause]:
     mine = (rank(task.terms.priority, task.due_at, now.wall), task.id)
-    places = [place for place in state.places() if (place is state.suspects) == (task.deaths > 0)]
+    places = [place for place in state.places.shelves() if (place is state.places.suspects) == (task.deaths > 0)]
     before = sum(shelf.before(mine, now.wall) for place in places for shelf in place.of_queue(task.queue))
     figures = state.figures.queues[task.queue]
     rate = figures.done.per_second(now.mono) + figures.failed.per_second(now.mono)

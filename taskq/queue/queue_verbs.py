@@ -56,7 +56,7 @@ class QueueVerbs(QueueCore):
         """These are the rules of a queue from now on; on disk when this returns. Wakes who may take its tasks now."""
         self._state.rules.put(rules)
         self._commit.settle(self._commit.add_queue(rules))
-        ready = {(shelf.queue, shelf.type): shelf.pending for shelf in self._state.ready.of_queue(rules.name)}
+        ready = {(shelf.queue, shelf.type): shelf.pending for shelf in self._state.places.ready.of_queue(rules.name)}
         self._wake(ready)
         self._housekeeper.expect(
             0.0
@@ -79,7 +79,9 @@ class QueueVerbs(QueueCore):
         cancelled, done = 0, False
         while not done and self._clock.monotonic() < give_up:
             with self._lock:
-                piece = [task for place in self._state.places() for task in place.front(queue, PURGE_STEP, below)]
+                piece = [
+                    task for place in self._state.places.shelves() for task in place.front(queue, PURGE_STEP, below)
+                ]
                 cancelled += self._cancel_all(piece[:PURGE_STEP])
                 done = not piece
         scheduled = self._scheduled_in(queue, below) if done else []
@@ -94,7 +96,7 @@ class QueueVerbs(QueueCore):
         with self._lock:
             if not self._state.figures.queues[queue].counts[SCHEDULED]:
                 return []
-            heap = self._state.schedule.copy()
+            heap = self._state.places.schedule.copy()
         return [task for _, _, _, task in heap if task.id < below and task.queue == queue and task.state is SCHEDULED]
 
     def _cancel_all(self, tasks: Sequence[Task]) -> int:

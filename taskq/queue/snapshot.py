@@ -32,7 +32,7 @@ def iso(wall: float | None) -> str | None:
 def snapshot(state: QueueState, now: Moment, manager: dict[str, Any], warnings: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything that the monitor shows; ``manager`` and ``warnings`` are what only the shell knows."""
     figures = state.figures
-    oldest = state.oldest_pending(now)
+    oldest = state.places.oldest_pending(now)
     queues = {**dict.fromkeys(state.rules.rows, QueueFigures()), **figures.queues}  # what is paused may be empty
     return {
         "schema": SCHEMA,
@@ -144,7 +144,7 @@ def _recent(task: Task) -> dict[str, Any]:
 
 def _unserved(state: QueueState) -> list[dict[str, Any]]:
     pending: dict[str, int] = {}
-    for shelf in (*state.ready.shelves.values(), *state.suspects.shelves.values()):
+    for shelf in (*state.places.ready.shelves.values(), *state.places.suspects.shelves.values()):
         if shelf.pending and not state.leases.offers.get(shelf.type):
             pending[shelf.type] = pending.get(shelf.type, 0) + shelf.pending
     return [

@@ -150,7 +150,7 @@ class WorkerVerbs(QueueCore):
                         self._waiting.hand_on(called)
                     return Reserved((), True)
                 now = self._now()
-                if self._state.expiry.first() <= now.wall:
+                if self._state.places.expiry.first() <= now.wall:
                     self._finish(self._state.expire(now), durable=False)
                 rivals = self._waiting.rivals(self._state.open_to(worker))
                 tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, now)

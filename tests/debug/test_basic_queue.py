@@ -810,7 +810,7 @@ def test_after_a_restart_tasks_wait_for_the_workers_that_are_still_there(make_de
         desk.queue = JobQueue(store, desk.clock, desk.queue.settings)
         desk.queue.open()
         desk.queue.tick()
-        if end == "silence" and desk.queue._state.kept_back is not None:
+        if end == "silence" and desk.queue._state.places.kept_back is not None:
             desk.clock.advance(4.0)
             desk.queue.tick()
             desk.queue.get([id])
@@ -845,10 +845,10 @@ def test_loading_takes_no_time_from_workers_that_come_back() -> None:
     after.open()
     store.clock.advance(4.0)
     after.tick()
-    assert after.result(running).state == "running" and after._state.kept_back is not None
+    assert after.result(running).state == "running" and after._state.places.kept_back is not None
     store.clock.advance(1.0)
     after.tick()
-    assert after._state.kept_back is None
+    assert after._state.places.kept_back is None
     after.close()
 
 

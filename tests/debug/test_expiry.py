@@ -16,8 +16,9 @@ from taskq.queue.expiry import Expiry
 from taskq.queue.idempotency import content_digest
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.limits import checked
+from taskq.queue.places import HOLD
 from taskq.queue.ready import SPARE
-from taskq.queue.state import DUE_STEP, HOLD, QueueState
+from taskq.queue.state import DUE_STEP, QueueState
 from taskq.queue.task import NewTask, State, Task, TaskRow, Terms, new_task, to_row
 from taskq.queue.task_log import transitions
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
@@ -117,7 +118,7 @@ def test_a_snoozed_task_expires_once() -> None:
         state.report(worker, [(SNOOZE, 1, task.run, 1.0)], after(seconds))
         check(state)
     assert [task.state for task in tick(state, after(10))] == [State.FAILED]
-    assert not len(state.expiry)
+    assert not len(state.places.expiry)
 
 
 def test_nothing_is_handed_out_after_its_time() -> None:

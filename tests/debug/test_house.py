@@ -64,6 +64,8 @@ PURE = (
         "queue.history",
         "queue.idempotency",
         "queue.limits",
+        "queue.moves",
+        "queue.places",
         "queue.lots",
         "queue.stopping",
         "queue.timeouts",

@@ -187,11 +187,11 @@ def test_who_ends_a_task_of_a_full_queue_calls_for_the_next() -> None:
     lay_down(state, "a", max_running=1)
     became = {("a", "x"): 2, ("b", "x"): 1}
     assert take(state, worker, 1) == [first]
-    assert state.rules.to_be_called_for(became, state.ready, state.figures) == {("b", "x"): 1}
+    assert state.rules.to_be_called_for(became, state.places.ready, state.figures) == {("b", "x"): 1}
     state.report(worker, [(ACK, first, state.tasks[first].run, b"r", 0.1)], START)
-    assert state.rules.to_be_called_for({}, state.ready, state.figures) == {("a", "x"): 1}
+    assert state.rules.to_be_called_for({}, state.places.ready, state.figures) == {("a", "x"): 1}
     lay_down(state, "a", paused_at=START.wall)
-    assert state.rules.to_be_called_for({("a", "x"): 1}, state.ready, state.figures) == {}
+    assert state.rules.to_be_called_for({("a", "x"): 1}, state.places.ready, state.figures) == {}
     assert {task.id for task in state.tasks.values()} >= {second, other}
 
 

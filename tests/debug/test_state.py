@@ -477,8 +477,8 @@ def test_cancelled_tasks_do_not_wait_in_memory_for_their_day() -> None:
             continue
         for task in state.cancel(number, START)[1].final:
             state.forget([task])
-    assert len(state.schedule._heap) <= 1_000
-    (shelf,) = state.ready.shelves.values()
+    assert len(state.places.schedule._heap) <= 1_000
+    (shelf,) = state.places.ready.shelves.values()
     assert sum(map(len, shelf._lanes.values())) <= 1_100
     check(state)
     assert [task.id for task in take(state, worker, 3)] == [back.id, numbers[-1]]
@@ -489,9 +489,9 @@ def test_names_of_queues_that_are_empty_cost_nothing() -> None:
     first, second, third = put(state, *[new_task("x", b"", queue=f"user-{n}") for n in range(3)])
     worker = join(state)
     taken = state.reserve(worker, 1, 1, ("x",), 0, START)[0]
-    assert [task.id for task in taken] == [first, second] and list(state.ready.shelves) == [("user-2", "x")]
+    assert [task.id for task in taken] == [first, second] and list(state.places.ready.shelves) == [("user-2", "x")]
     state.cancel(third, START)
-    assert not state.ready.shelves
+    assert not state.places.ready.shelves
     check(state)
 
 

@@ -16,8 +16,10 @@ from taskq.queue.changes import Changes
 from taskq.queue.check import check
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.lifecycle import TRANSITIONS, next_state
+from taskq.queue.moves import RUNS_PER_EPOCH
+from taskq.queue.places import HOLD
 from taskq.queue.ready import AGING
-from taskq.queue.state import HOLD, RUNS_PER_EPOCH, QueueState
+from taskq.queue.state import QueueState
 from taskq.queue.task import FINAL, NewTask, State, TaskRow, new_task, to_row
 from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
 from taskq.stores.base import KeyRow, QueueRow, UniqueRow
@@ -211,12 +213,12 @@ class QueueWalk(RuleBasedStateMachine):
             if state is State.PENDING
             and self.wanted[number].terms.type in worker.types
             and (not worker.queues or self.wanted[number].terms.queue in worker.queues)
-            and not (self.state.kept_back is not None and number < self.state._kept_below)
+            and not (self.state.places.kept_back is not None and number < self.state.places.kept_below)
         ]
         rooms = self.rooms()
         suspects = [number for number in servable if self.state.tasks[number].deaths]
         servable = [number for number in servable if number not in suspects]
-        free, alone = not worker.running and self.state.kept_back is None, worker.alone
+        free, alone = not worker.running and self.state.places.kept_back is None, worker.alone
         fits = sum(
             min(count, rooms.get(queue, count))
             for queue, count in Counter(self.wanted[number].terms.queue for number in servable).items()

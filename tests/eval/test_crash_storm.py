@@ -30,7 +30,7 @@ from storm_submitter import SHARED
 from traces import MODULE, progress, running, traces, write_module
 
 from taskq.errors import TaskqError
-from taskq.queue.state import RUNS_PER_EPOCH
+from taskq.queue.moves import RUNS_PER_EPOCH
 from taskq.queue.task import State
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import decode, decode_arguments
