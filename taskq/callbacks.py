@@ -7,11 +7,11 @@ clients, of which the feed has no news, are waited for by id (`Others`).
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+from taskq import threads
 from taskq.errors import TaskqError
 
 _log = logging.getLogger("taskq.client")
@@ -30,10 +30,10 @@ class Callbacks:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._wanted: dict[Any, list[Callback]] = {}
         self._due: SimpleQueue[tuple[Any, list[Callback]] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Thread | None = None
 
     def __bool__(self) -> bool:
         return bool(self._wanted)
@@ -55,7 +55,7 @@ class Callbacks:
             if callbacks is None:
                 return
             if self._thread is None:
-                self._thread = threading.Thread(target=_run, args=(self._due,), name="taskq-callbacks", daemon=True)
+                self._thread = threads.new_thread(_run, "taskq-callbacks", self._due)
                 self._thread.start()
             self._due.put((handle, callbacks))
 
@@ -72,7 +72,7 @@ class Others:
 
     def __init__(self, callbacks: Callbacks) -> None:
         self._callbacks = callbacks
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._open: dict[Any, None] = {}
         self._running = False
 
@@ -85,7 +85,7 @@ class Others:
             self._open[handle] = None
             if not self._running:
                 self._running = True
-                threading.Thread(target=self._run, args=(wait_any,), name="taskq-others", daemon=True).start()
+                threads.new_thread(self._run, "taskq-others", wait_any).start()
 
     def _run(self, wait_any: Callable[[Sequence[Any], float], Sequence[Any]]) -> None:
         while handles := self._left():

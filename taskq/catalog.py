@@ -5,13 +5,13 @@ Asked of the manager once a connection, and again when a type is missed: a worke
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import taskq.builtin_tasks  # noqa: F401  (registers the types that every worker offers)
-from taskq.clock import SystemClock
+from taskq import threads
+from taskq.clock import Clock, SystemClock
 from taskq.errors import BadArguments, UnknownTaskType
 from taskq.options import Options
 from taskq.queue.task import Terms, terms_of
@@ -65,12 +65,14 @@ class Catalog:
     With ``allow_unknown`` no type is refused.
     """
 
-    def __init__(self, ask: Callable[[], Types], warn: Callable[[str], None], allow_unknown: bool) -> None:
+    def __init__(
+        self, ask: Callable[[], Types], warn: Callable[[str], None], allow_unknown: bool, clock: Clock | None = None
+    ) -> None:
         self._ask = ask
         self._warn = warn
         self._allow_unknown = allow_unknown
-        self._clock = SystemClock()
-        self._lock = threading.Lock()
+        self._clock = clock or SystemClock()
+        self._lock = threads.lock()
         self._types: dict[str, list[TypeInfo]] = {}
         self._served: dict[str, list[TypeInfo]] = {}
         """Those of `_types` that some live worker offered when the manager was asked: no more to ask, or to say."""

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
 from weakref import WeakSet
 
-from taskq import config
+from taskq import config, threads
 from taskq.catalog import Catalog, Template
+from taskq.clock import Clock
 from taskq.config import Join, find_join, state_dir
 from taskq.errors import BadArguments, ConfigError, PayloadTooLarge
 from taskq.feed import Feed
@@ -82,13 +82,15 @@ class Client:
         patience: float = 5.0,
         allow_unknown: bool = False,
         warn: Callable[[str], None] = _log.warning,
+        clock: Clock | None = None,
+        id: int | None = None,
     ) -> Client:
         """A client of whatever ``connect`` gives, such as a queue in this same process. ``patience``: seconds.
 
-        ``warn`` is told of tasks that nobody can run at the moment.
+        ``warn`` is told of tasks that nobody can run at the moment. ``id``: its number, if not a random one.
         """
         client = cls.__new__(cls)
-        client._setup(connect, patience, allow_unknown, warn)
+        client._setup(connect, patience, allow_unknown, warn, clock, id)
         return client
 
     def _setup(
@@ -97,24 +99,26 @@ class Client:
         patience: float,
         allow_unknown: bool,
         warn: Callable[[str], None] = _log.warning,
+        clock: Clock | None = None,
+        id: int | None = None,
     ) -> None:
         """Everything that a forked child needs anew. Nothing of it refers to the client, whose end ends it."""
-        self.id = int.from_bytes(os.urandom(8), "big") >> 1
+        self.id = int.from_bytes(os.urandom(8), "big") >> 1 if id is None else id
         """Random, 63 bits: whose submit calls these are."""
-        self._given = (connect, patience, allow_unknown, warn)
+        self._given = (connect, patience, allow_unknown, warn, clock)
         self._patience = patience
         self._closed = False
         self._seq = 0
-        self._submitting = threading.Lock()
-        feed = self._feed = Feed(self.id, connect)
+        self._submitting = threads.lock()
+        feed = self._feed = Feed(self.id, connect, clock)
 
         def met(hello: Hello) -> None:
             catalog.forget()
             feed.meet(hello)
 
-        manager = self._manager = Reconnecting(connect, met, self.id)
-        catalog = self.catalog = Catalog(lambda: manager.call(_ask_types, patience), warn, allow_unknown)
-        self._results = Results(feed, manager, connect, patience)
+        manager = self._manager = Reconnecting(connect, met, self.id, clock)
+        catalog = self.catalog = Catalog(lambda: manager.call(_ask_types, patience), warn, allow_unknown, clock)
+        self._results = Results(feed, manager, connect, patience, clock)
         _clients.add(self)
 
     def __enter__(self) -> Client:

@@ -15,14 +15,14 @@ Slots are held weakly: who drops a handle is not told.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
+from taskq import threads
 from taskq.callbacks import Callback, Callbacks
-from taskq.clock import SystemClock
+from taskq.clock import Clock, SystemClock
 from taskq.errors import StoreChanged, TaskqError
 from taskq.pauses import Pauses
 from taskq.queue.task import FINAL
@@ -85,11 +85,11 @@ class Watch:
 class Feed:
     """The results feed of one client (``client``: its number), over connections that ``connect`` makes."""
 
-    def __init__(self, client: int, connect: Callable[[], Connection]) -> None:
+    def __init__(self, client: int, connect: Callable[[], Connection], clock: Clock | None = None) -> None:
         self.client = client
-        self._manager = Reconnecting(connect, self.meet, client)
-        self._clock = SystemClock()
-        self._changed = threading.Condition()
+        self._clock = clock or SystemClock()
+        self._manager = Reconnecting(connect, self.meet, client, self._clock)
+        self._changed = threads.condition()
         self._open: WeakValueDictionary[int, Slot] = WeakValueDictionary()
         self._unclaimed: dict[int, Outcome] = {}
         self._tickets: set[Ticket] = set()
@@ -97,9 +97,9 @@ class Feed:
         self._lags = 0
         self._watches: list[Watch] = []
         self.callbacks = Callbacks()
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Thread | None = None
         self._error: TaskqError | None = None
-        self._closed = threading.Event()
+        self._closed = threads.event()
         self.store = 0
 
     # -- submitting
@@ -232,7 +232,7 @@ class Feed:
     def close(self) -> None:
         """End the thread and everybody who waits."""
         self.end()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and self._thread is not threads.current():
             self._thread.join()
 
     # -- the thread
@@ -240,7 +240,7 @@ class Feed:
     def _start(self) -> None:
         with self._changed:
             if self._thread is None and not self._closed.is_set():
-                self._thread = threading.Thread(target=self._run, name="taskq-results", daemon=True)
+                self._thread = threads.new_thread(self._run, "taskq-results")
                 self._thread.start()
 
     def _run(self) -> None:

@@ -8,13 +8,13 @@ when `AHEAD` batches are waiting, so memory stays bounded. Who submits less than
 from __future__ import annotations
 
 import os
-import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
+from taskq import threads
 from taskq.catalog import Catalog, Template
 from taskq.errors import TaskqError
 from taskq.queue.task import NewTask
@@ -175,16 +175,16 @@ class Sender:
 
     def __init__(self, send: Callable[[Batch], None]) -> None:
         self._send = send
-        self._changed = threading.Condition()
+        self._changed = threads.condition()
         self._waiting: deque[Batch] = deque()
         self._ending = False
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Thread | None = None
         self.error: Exception | None = None
 
     def put(self, batch: Batch) -> None:
         """Hand over a batch; waits while `AHEAD` are waiting. Raises the error of an earlier one."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="taskq-pipeline", daemon=True)
+            self._thread = threads.new_thread(self._run, "taskq-pipeline")
             self._thread.start()
         with self._changed:
             while len(self._waiting) >= AHEAD and self.error is None:

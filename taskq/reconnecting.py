@@ -5,11 +5,11 @@ The client's submits, its results feed and its waits for other people's tasks ea
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from taskq.clock import SystemClock
+from taskq import threads
+from taskq.clock import Clock, SystemClock
 from taskq.errors import Busy, ManagerUnavailable, OutcomeUnknown, ShuttingDown, TaskqError
 from taskq.pauses import Pauses
 from taskq.service import Connection, Hello, QueueService
@@ -27,17 +27,19 @@ class Reconnecting:
     process's own, for the pauses.
     """
 
-    def __init__(self, connect: Callable[[], Connection], met: Callable[[Hello], None], salt: int) -> None:
+    def __init__(
+        self, connect: Callable[[], Connection], met: Callable[[Hello], None], salt: int, clock: Clock | None = None
+    ) -> None:
         self._connect = connect
         self._met = met
         self._salt = salt
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._connection: Connection | None = None
         self.hello: Hello | None = None
         """What the manager of the last connection said."""
         self._was_connected = False
-        self._closed = threading.Event()
-        self._clock = SystemClock()
+        self._closed = threads.event()
+        self._clock = clock or SystemClock()
 
     def call(self, verb: Callable[[QueueService], T], patience: float, *, first_too: bool = False) -> T:
         """The result of ``verb``; after a lost connection it is repeated for up to ``patience`` seconds.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+from taskq import threads
 from taskq.callbacks import Others, call
-from taskq.clock import SystemClock
+from taskq.clock import Clock, SystemClock
 from taskq.errors import BadArguments, ResultExpired, TaskCancelled, TaskFailed, TaskNotFound, TaskqError
 from taskq.feed import SETTLED, Feed, Slot
 from taskq.reconnecting import PASSING, Reconnecting, closed
@@ -149,13 +149,20 @@ class Results:
     further ones, which ``connect`` makes. To forget the client and all of its handles closes them all.
     """
 
-    def __init__(self, feed: Feed, manager: Reconnecting, connect: Callable[[], Connection], patience: float) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        manager: Reconnecting,
+        connect: Callable[[], Connection],
+        patience: float,
+        clock: Clock | None = None,
+    ) -> None:
         self._feed = feed
         self._manager = manager
         self._connect = connect
         self._patience = patience
-        self._clock = SystemClock()
-        self._lock = threading.Lock()
+        self._clock = clock or SystemClock()
+        self._lock = threads.lock()
         self._idle: list[Reconnecting] = []
         self._used: set[Reconnecting] = set()
         self._closed = False
@@ -333,7 +340,7 @@ class Results:
                     self._idle.append(manager)
 
     def _open(self) -> Reconnecting:
-        return Reconnecting(self._connect, self._feed.meet, self._feed.client)
+        return Reconnecting(self._connect, self._feed.meet, self._feed.client, self._clock)
 
     def _check(self, slot: Slot) -> None:
         if not slot.store:

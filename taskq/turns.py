@@ -6,16 +6,17 @@ released it. Next to a thread that does one piece of work after the other, all o
 
 from __future__ import annotations
 
-import threading
 from types import TracebackType
+
+from taskq import threads
 
 
 class Turns:
     """A lock for `with`. Who waits for it keeps the place next to it, where a thread that comes back finds no room."""
 
     def __init__(self) -> None:
-        self._next = threading.Lock()
-        self._lock = threading.Lock()
+        self._next = threads.lock()
+        self._lock = threads.lock()
 
     def __enter__(self) -> None:
         with self._next:

@@ -7,9 +7,9 @@ some milliseconds, however much there is to delete.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 
+from taskq import threads
 from taskq.errors import TaskqError
 from taskq.logs import event
 
@@ -24,13 +24,13 @@ class Cleaner:
 
     def __init__(self, clean: Callable[[], bool]) -> None:
         self._clean = clean
-        self._wake = threading.Event()
+        self._wake = threads.event()
         self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Thread | None = None
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="cleaner", daemon=True)
+        self._thread = threads.new_thread(self._run, "cleaner")
         self._thread.start()
 
     def stop(self) -> None:

@@ -17,10 +17,10 @@ more, and the manager ends: its next start believes the disk.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from taskq import threads
 from taskq.errors import OutcomeUnknown, StoreFailed
 from taskq.queue.task import FINAL, Task, TaskChange, TaskRow, to_change, to_row
 from taskq.stores.base import (
@@ -61,7 +61,7 @@ class GroupCommit:
 
     def __init__(
         self,
-        lock: threading.Lock,
+        lock: threads.Lock,
         store: Store,
         *,
         stored_below: int,
@@ -74,8 +74,8 @@ class GroupCommit:
         self._head = head
         self._settled = settled
         self._failed = failed
-        self._under_way = threading.Condition(lock)
-        self._next = threading.Condition(lock)
+        self._under_way = threads.condition(lock)
+        self._next = threads.condition(lock)
         self._unwritten = _Unwritten()
         self._writing: dict[int, Task] = {}
         self._handed_out: dict[int, Task] = {}

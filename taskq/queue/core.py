@@ -14,13 +14,13 @@ then; but a `reserve` waits for the commit of the submits that it hands out.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import inf
 from typing import Any
 
+from taskq import threads
 from taskq.clock import Clock
 from taskq.config import QueueSettings
 from taskq.errors import ShuttingDown
@@ -65,7 +65,7 @@ class QueueCore:
         self._store = store
         self._clock = clock
         self._on_failure = on_failure
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._finals = Turns()
         """Held, outside of the other one, by who changes or deletes records that are final and in the store only."""
         self._waiting = WaitingRoom(self._lock, self._may_reserve)

@@ -7,10 +7,10 @@ queue's lock held.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from taskq import threads
 from taskq.queue.task import FAILED, State, Task, TaskRow
 from taskq.service import INLINE_RESULT, MAX_BATCH, MAX_BATCH_BYTES, Finished, Outcome
 
@@ -56,8 +56,8 @@ def unknown(task_id: int) -> Outcome:
 
 
 class _Feed:
-    def __init__(self, lock: threading.Lock, cursor: int) -> None:
-        self.condition = threading.Condition(lock)
+    def __init__(self, lock: threads.Lock, cursor: int) -> None:
+        self.condition = threads.condition(lock)
         self.items: deque[Outcome] = deque()
         self.size = 0
         self.head = cursor
@@ -93,23 +93,23 @@ class _Feed:
 class Feeds:
     """All feeds, and those who wait for single tasks."""
 
-    def __init__(self, lock: threading.Lock, first_cursor: int) -> None:
+    def __init__(self, lock: threads.Lock, first_cursor: int) -> None:
         self._lock = lock
         self._first = first_cursor
         self._feeds: dict[int, _Feed] = {}
-        self._watched: dict[int, list[threading.Condition]] = {}
+        self._watched: dict[int, list[threads.Condition]] = {}
         self._closed = False
 
     def publish(self, tasks: Iterable[Task]) -> None:
         """These tasks are final, and on disk."""
         if not self._feeds and not self._watched:
             return
-        news = set()
+        news: dict[_Feed, None] = {}  # in this order, so that a simulation may be repeated
         for task in tasks:
             feed = self._feeds.get(task.client)
             if feed is not None:
                 feed.add(outcome(task))
-                news.add(feed)
+                news[feed] = None
             if self._watched:
                 for condition in self._watched.get(task.id, ()):
                     condition.notify()
@@ -138,7 +138,7 @@ class Feeds:
         """Wait until one of these tasks is final, at most ``timeout`` seconds."""
         if self._closed:
             return
-        condition = threading.Condition(self._lock)
+        condition = threads.condition(self._lock)
         for task_id in ids:
             self._watched.setdefault(task_id, []).append(condition)
         try:

@@ -10,10 +10,10 @@ machine) was suspended.
 from __future__ import annotations
 
 import logging
-import threading
 from math import inf
 from typing import Protocol
 
+from taskq import threads
 from taskq.errors import TaskqError
 from taskq.logs import event
 
@@ -54,15 +54,15 @@ class Housekeeper:
 
     def __init__(self, chores: Chores) -> None:
         self._chores = chores
-        self._wake = threading.Event()
+        self._wake = threads.event()
         self._stopping = False
         self._wakes_at = 0.0
         self._expected_at = inf
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Thread | None = None
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
+        self._thread = threads.new_thread(self._run, "housekeeper")
         self._thread.start()
 
     def stop(self) -> None:

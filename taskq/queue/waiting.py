@@ -8,9 +8,9 @@ All methods are called with the queue's lock held.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from taskq import threads
 from taskq.queue.leases import Worker
 from taskq.queue.ready import Shelf
 
@@ -23,8 +23,8 @@ class Seat:
 
     __slots__ = ("called", "condition", "worker")
 
-    def __init__(self, lock: threading.Lock, worker: Worker) -> None:
-        self.condition = threading.Condition(lock)
+    def __init__(self, lock: threads.Lock, worker: Worker) -> None:
+        self.condition = threads.condition(lock)
         self.worker = worker
         self.called = False
 
@@ -45,7 +45,7 @@ class WaitingRoom:
     ``may_reserve`` tells whether a worker may take tasks now.
     """
 
-    def __init__(self, lock: threading.Lock, may_reserve: Callable[[Worker], bool]) -> None:
+    def __init__(self, lock: threads.Lock, may_reserve: Callable[[Worker], bool]) -> None:
         self._lock = lock
         self._may_reserve = may_reserve
         self._places: dict[str | None, dict[frozenset[str], Group]] = {}
@@ -53,7 +53,7 @@ class WaitingRoom:
     def wait(self, worker: Worker, timeout: float) -> bool:
         """Wait until this worker is called, at most ``timeout`` seconds; gives whether it was."""
         seat = Seat(self._lock, worker)
-        places, types = worker.queues or (_ALL,), worker.types  # as they are now: it may attach again meanwhile
+        places, types = _places(worker), worker.types  # as they are now: it may attach again meanwhile
         for place in places:
             self._places.setdefault(place, {}).setdefault(types, {})[seat] = None
         try:
@@ -87,7 +87,7 @@ class WaitingRoom:
 
     def hand_on(self, worker: Worker) -> None:
         """This worker was called and takes nothing: call another one that could."""
-        for place in list(self._places) if not worker.queues else (_ALL, *worker.queues):
+        for place in list(self._places) if not worker.queues else (_ALL, *_places(worker)):
             for seat in self._at(place):
                 if not seat.called and seat.worker.types & worker.types and self._may_reserve(seat.worker):
                     seat.call()
@@ -128,3 +128,8 @@ class WaitingRoom:
         """Call everybody."""
         for seat in self.seats():
             seat.call()
+
+
+def _places(worker: Worker) -> tuple[str | None, ...]:
+    """The queues that a worker serves, each once and always in the same order."""
+    return tuple(dict.fromkeys(worker.queues_named)) or (_ALL,)

@@ -7,10 +7,10 @@ cheap to import: no `multiprocessing`.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any, cast
 
+from taskq import threads
 from taskq.config import Join
 from taskq.errors import FrameTooLarge, Malformed, ManagerUnavailable, from_wire
 from taskq.queue.lots import lots
@@ -48,22 +48,23 @@ WAIT_MARGIN = 10.0
 class RemoteQueue:
     """The verbs of a manager elsewhere; see `taskq.service.QueueService` for what each does.
 
-    ``connect_timeout``: seconds for making a connection. A call whose connection is lost raises `ManagerUnavailable`
-    and is not repeated: whether that is right, the caller knows. The next call makes a new connection.
+    ``connect_timeout``: seconds for making a connection; ``dialer`` makes it. A call whose connection is lost raises
+    `ManagerUnavailable` and is not repeated: whether that is right, the caller knows. The next call makes a new
+    connection.
 
     Any call may raise `ManagerUnavailable`, `AuthenticationFailed`, `ProtocolMismatch`, `FrameTooLarge`, and what its
     verb raises. An instance may be used by several threads; each call waits for the one before it.
     """
 
-    def __init__(self, join: Join, *, connect_timeout: float = 5.0) -> None:
+    def __init__(self, join: Join, *, connect_timeout: float = 5.0, dialer: Dialer | None = None) -> None:
         self._join = join
         self._connect_timeout = connect_timeout
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._channel: Channel | None = None
-        self._dialer = Dialer()
+        self._dialer = dialer or Dialer()
         self._address = str(join.addresses[0])
         self._pid = os.getpid()
-        self._closed = threading.Event()
+        self._closed = threads.event()
         self._last_id = 0
 
     # -- everybody

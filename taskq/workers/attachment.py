@@ -16,11 +16,11 @@ give the same run numbers again). One lock is held during a report and while att
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
-from taskq import logs
+from taskq import logs, threads
 from taskq.errors import (
     AuthenticationFailed,
     Busy,
@@ -68,12 +68,17 @@ class Attachment:
         self._worker = worker
         self._incarnation = worker["incarnation"]
         self._on_lost = on_lost
-        self._attached = threading.Event()
-        self._exchange = threading.Lock()
-        self._ending = threading.Lock()
+        self._attached = threads.event()
+        self._exchange = threads.lock()
+        self._ending = threads.lock()
         self._session: _Session | None = None
         self._store_id: int | None = None
         self._draining = False
+
+    @property
+    def salt(self) -> int:
+        """A number that no other process has, for pauses."""
+        return crc32(self._incarnation.encode())
 
     @property
     def up(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence, Sized
 from typing import NamedTuple
 
 from taskq.service import MAX_BATCH, Handout
+from taskq.threads import simple_queue
 
 FAST_SECONDS = 0.0005
 """Types with a mean run time under this are reserved ahead."""
@@ -42,14 +43,14 @@ class Backlog:
     def __init__(self, threads: int, held: Sized) -> None:
         self._threads = threads
         self._held = held
-        self._tasks: queue.SimpleQueue[Handout | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Handout | None] = simple_queue()
         self._received = 0
         self._settled = [0] * (threads + 1)  # the last one counts what was given back
         self._run_times: dict[str, float] = {}
         self._ahead = False
         self._low = 0
         self._hungry = False
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._wake: queue.SimpleQueue[None] = simple_queue()
         self.take = self._tasks.get
         """Called by task threads: the next task, None at the end."""
 

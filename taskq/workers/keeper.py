@@ -8,13 +8,12 @@ something runs, what is to be cancelled; so too a manager that was restarted hea
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
-from taskq import logs
+from taskq import logs, threads
 from taskq.clock import Clock
 from taskq.config import Join
 from taskq.errors import BadArguments, Malformed, ManagerUnavailable, StaleRun, TaskqError
@@ -79,14 +78,14 @@ class Keeper:
         self._queue: Connection | None = None
         self._join: Join | None = None
         self._deaths: deque[Death] = deque()
-        self._changed = threading.Event()
+        self._changed = threads.event()
         self._leaving = False
-        self._stopped = threading.Event()
-        self._pauses = Pauses(os.getpid())
+        self._stopped = threads.event()
+        self._pauses = Pauses(crc32(pool["id"].encode()))
         self._beat_due = True
         self._next_beat = 0.0
         self._asked_to_drain = False
-        self._thread = threading.Thread(target=self._run, name="taskq-keeper", daemon=True)
+        self._thread = threads.new_thread(self._run, "taskq-keeper")
         self.away_since: float | None = None
         """Monotonic seconds when it was first seen that the manager is away; None while it answers. (Not: when it last
         answered, which is long ago for a pool that was suspended.)"""

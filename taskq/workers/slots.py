@@ -19,9 +19,10 @@ import os
 import re
 import struct
 import tempfile
-import threading
 from math import inf
 from typing import NamedTuple
+
+from taskq import threads
 
 _HEADER = struct.Struct("@Q")
 _SLOT = struct.Struct("@QQdd?64sQ")
@@ -86,7 +87,7 @@ class SlotTable:
 
     def own(self, slot: int) -> None:
         """The calling thread is the one that uses ``slot`` from now on."""
-        _IDENT.pack_into(self._map, self._offset(slot) + _SLOT.size, threading.get_ident())
+        _IDENT.pack_into(self._map, self._offset(slot) + _SLOT.size, threads.ident())
 
     def begin(
         self, slot: int, id: int, run: int, started: float, type: bytes, deadline: float = inf, again: bool = True

@@ -18,13 +18,12 @@ What does not end by the exception is ended from outside, by the pool's parent (
 
 from __future__ import annotations
 
-import ctypes
 import queue
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 
+from taskq import threads
 from taskq.errors import TaskCancelled, TaskqError, TaskTimeout
 
 
@@ -35,7 +34,7 @@ class _Shot:
 
     def __init__(self, exception: type[TaskqError]) -> None:
         self.exception = exception
-        self.done = threading.Lock()
+        self.done = threads.lock()
         self.done.acquire()
 
 
@@ -49,9 +48,9 @@ class Watchdog:
         self._shots: dict[int, _Shot] = {}
         self._next = inf
         self._closed = False
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._wake: queue.SimpleQueue[None] = threads.simple_queue()
+        self._starting = threads.lock()
+        self._thread: threads.Thread | None = None
 
     # -- for the thread that runs a task
 
@@ -59,7 +58,7 @@ class Watchdog:
         """From now on this run may be interrupted; at ``deadline`` (monotonic seconds) it will be."""
         if self._thread is None:
             self._start()
-        self._armed[run] = (deadline, threading.get_ident())
+        self._armed[run] = (deadline, threads.ident())
         if deadline < self._next:
             self._wake.put(None)
 
@@ -72,7 +71,7 @@ class Watchdog:
             return None
         shot = self._shots[run]
         shot.done.acquire()
-        _set_exception(threading.get_ident(), None)
+        threads.interrupt(threads.ident(), None)
         return shot.exception
 
     def forget(self, run: int) -> None:
@@ -97,7 +96,7 @@ class Watchdog:
     def _start(self) -> None:
         with self._starting:
             if self._thread is None:
-                thread = threading.Thread(target=self._watch, name="taskq-watchdog", daemon=True)
+                thread = threads.new_thread(self._watch, "taskq-watchdog")
                 thread.start()
                 self._thread = thread
 
@@ -135,11 +134,5 @@ class Watchdog:
         if self._armed.pop(run, None) is None:
             del self._shots[run]
             return
-        _set_exception(thread, exception)
+        threads.interrupt(thread, exception)
         shot.done.release()
-
-
-def _set_exception(thread: int, exception: type[BaseException] | None) -> None:
-    """Ask for ``exception`` in ``thread`` at its next step of Python code; None withdraws what is under way."""
-    asked = None if exception is None else ctypes.py_object(exception)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), asked)

@@ -36,9 +36,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
-import threading
 from collections import deque
 from collections.abc import Callable
 from traceback import format_exc
@@ -49,6 +47,7 @@ from taskq.errors import ShuttingDown, TaskqError
 from taskq.pauses import Pauses
 from taskq.registry import STOPPING
 from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, NACK, PROGRESS, Handout
+from taskq.threads import Thread, event, new_thread, simple_queue
 from taskq.workers.attachment import Attachment, Outcome, ReportedDead
 from taskq.workers.backlog import Backlog
 from taskq.workers.executor import Executor, Types
@@ -71,20 +70,20 @@ class Worker:
         self._monotonic = clock.monotonic
         self._executor = Executor(types, slots, self._on_progress, clock.monotonic)
         self._threads = threads
-        self._all_threads: list[threading.Thread] = []
+        self._all_threads: list[Thread] = []
         self._backlog = Backlog(threads, attachment.held)
         self._finished: deque[Outcome] = deque()
         self._unsent: list[Outcome] = []
         self._progress: dict[int, Outcome] = {}
         self._reporter_waits = False
-        self._report_wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._report_wake: queue.SimpleQueue[None] = simple_queue()
         self._draining = False
         self._drain_told = False
         self._orphan = False
         self._reserving_over = False
-        self._pauses = Pauses(os.getpid())
+        self._pauses = Pauses(attachment.salt)
         self._lost_at: float | None = None
-        self.over = threading.Event()
+        self.over = event()
         """Set when everything is delivered, or there is no hope for it."""
 
     # -- for whoever owns the process
@@ -97,7 +96,7 @@ class Worker:
         self._start("taskq-report", self._guard, self._report_step)
 
     def _start(self, name: str, target: Callable[..., None], argument: object) -> None:
-        thread = threading.Thread(target=target, args=(argument,), name=name, daemon=True)
+        thread = new_thread(target, name, argument)
         thread.start()
         self._all_threads.append(thread)
 

@@ -32,12 +32,12 @@ from functools import partial
 from math import inf
 from types import FrameType
 
-from taskq import logs
+from taskq import logs, threads
 from taskq.clock import Clock, SystemClock
 from taskq.config import Join, PoolSettings
 from taskq.errors import TaskqError
 from taskq.layout import counted
-from taskq.service import NACK, ChildInfo, Evidence, PoolInfo
+from taskq.service import NACK, ChildInfo, Connection, Evidence, PoolInfo
 from taskq.wire.client import RemoteQueue
 from taskq.workers import failures
 from taskq.workers.child import Child, how
@@ -97,11 +97,13 @@ class Place:
 class WorkerPool:
     """See the module's text. ``find_join`` says, anew each time it is called, where the manager is."""
 
-    def __init__(self, find_join: Callable[[], Join], settings: PoolSettings, clock: Clock | None = None) -> None:
+    def __init__(
+        self, find_join: Callable[[], Join], settings: PoolSettings, clock: Clock | None = None, pool_id: str = ""
+    ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._pool = PoolInfo(
-            id=secrets.token_hex(8),
+            id=pool_id or secrets.token_hex(8),
             name=settings.name,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -109,7 +111,7 @@ class WorkerPool:
         )
         self._keeper = Keeper(
             find_join,
-            partial(RemoteQueue, connect_timeout=settings.connect_timeout),
+            self._connect,
             self._pool,
             Hooks(
                 children=self._describe_children,
@@ -120,7 +122,7 @@ class WorkerPool:
             ),
             clock=self._clock,
         )
-        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Callable[[], None]] = threads.simple_queue()
         self._places: list[Place] = []
         self._deadline: float | None = None
         """When what still runs is killed; None while the pool is not stopping."""
@@ -128,6 +130,16 @@ class WorkerPool:
         """When a task in some child will have been running for too long."""
         self._exit_code = 0
         self._error: TaskqError | None = None
+
+    # -- what it takes from the system
+
+    def _connect(self, join: Join) -> Connection:
+        return RemoteQueue(join, connect_timeout=self._settings.connect_timeout)
+
+    def _new_child(self, place: Place, now: float) -> Child:
+        return Child(place.number, now, partial(self._post, self._on_ready), partial(self._post, self._on_exit, place))
+
+    # -- life
 
     def run(self) -> int:
         """Work until told to stop; gives the exit code. To be called in the main thread, whose signal handlers it
@@ -236,7 +248,7 @@ class WorkerPool:
                 self._start_child(place, now)
 
     def _start_child(self, place: Place, now: float) -> None:
-        child = Child(place.number, now, partial(self._post, self._on_ready), partial(self._post, self._on_exit, place))
+        child = self._new_child(place, now)
         try:
             child.start(self._join, self._pool, self._settings)
         except OSError as error:  # no room for a process: not its fault, and it may pass

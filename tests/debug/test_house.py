@@ -20,7 +20,8 @@ PACKAGE = ROOT / "taskq"
 
 # From the ground up; a module may import what stands in its own line or below it.
 LAYERS = (
-    ("errors", "clock", "layout", "streams", "turns"),
+    ("errors", "clock", "layout", "streams", "threads"),
+    ("turns",),
     ("config", "logs"),
     ("where", "queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
     ("service", "roles", "signature", "stores.base"),
