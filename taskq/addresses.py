@@ -7,8 +7,9 @@ import re
 import socket
 from collections.abc import Sequence
 
-from taskq.config import Address, Join, StateDir, read_join
+from taskq.config import ADMIN, Address, Join, StateDir, read_join
 from taskq.errors import ConfigError
+from taskq.roles import key_of
 
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
 """An address that means "all of them" -> where this machine finds it."""
@@ -26,10 +27,12 @@ def reachable(bind: str, port: int, advertise: Sequence[str]) -> tuple[Address, 
     return tuple(dict.fromkeys(found))
 
 
-def join_for_others(state: StateDir) -> Join:
-    """What another machine needs to join the manager that was last started with this state folder.
+def join_for_others(state: StateDir, role: str | None = None) -> Join:
+    """What another machine needs to join the manager that was last started with this state folder, with the key of a
+    role (None: admin).
 
-    Raises `ConfigError` when there is none, or when it listens for this machine only.
+    Raises `ConfigError` when there is none, or when it listens for this machine only and no role was named: programs on
+    the same machine may be given less than the admin key too.
     """
     if not state.join.exists():
         raise ConfigError(
@@ -38,12 +41,13 @@ def join_for_others(state: StateDir) -> Join:
         )
     join = read_join(state.join)
     others = tuple(address for address in join.addresses if not is_loopback(address.host))
-    if not others:
+    if not others and role is None:
         raise ConfigError(
             f"the manager listens on {join.addresses[0].host} only, where no other machine can reach it",
             hint='start it with "taskq-manager --bind 0.0.0.0", and --advertise HOST if others know it by a name',
         )
-    return Join(others, join.key, join.name)
+    role = role or ADMIN
+    return Join(others or join.addresses, key_of(role, join.key), join.name, role=role)
 
 
 def is_loopback(host: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from taskq.config import Join, PoolSettings
+from taskq.workers import control
 
 QUICK_DEATH = 60.0
 """Seconds: a pool that lived longer is started again at once, as if it were the first time."""
@@ -56,9 +57,20 @@ class LocalPool:
         )
         self._watcher = threading.Thread(target=self._watch, args=(self._process,), name="pool-watcher", daemon=True)
         self._watcher.start()
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as stdin:  # a pool that dies at once is seen by its watcher
-            stdin.write(self._join.to_json())
+        self._tell()
+
+    def move(self, join: Join) -> None:
+        """The manager has another key now: for the pool that runs, and those that follow it."""
+        self._join = join
+        if self.alive:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Write the join file, as one line, to the pool's standard input, which stays open."""
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(BrokenPipeError, ValueError):  # a pool that has died is seen by its watcher
+            self._process.stdin.write(self._join.to_json() + "\n")
+            self._process.stdin.flush()
 
     def _command(self) -> list[str]:
         settings = self._settings
@@ -84,7 +96,11 @@ class LocalPool:
         return command
 
     def _watch(self, process: subprocess.Popen[str]) -> None:
-        self._on_exit(process.wait())
+        code = process.wait()
+        with suppress(BrokenPipeError):
+            if process.stdin is not None:
+                process.stdin.close()
+        self._on_exit(code)
 
     def next_start(self, now: float) -> float:
         """When to start it again after it ended: at once at first, later with doubled pauses."""
@@ -114,3 +130,18 @@ class LocalPool:
         """Wait for the thread that watches a pool which has ended."""
         if self._watcher is not None:
             self._watcher.join()
+
+
+def joins_from_manager() -> Callable[[], Join]:
+    """In a manager's own pool: what gives the join file that the manager has written last, see `LocalPool`."""
+    lines = control.lines(0)
+    source = "what came from standard input"
+    latest = Join.from_json(next(lines, ""), source)
+
+    def listen() -> None:
+        nonlocal latest
+        for line in lines:
+            latest = Join.from_json(line, source)
+
+    threading.Thread(target=listen, name="taskq-join", daemon=True).start()
+    return lambda: latest

@@ -29,6 +29,7 @@ EVENTS = {
     "ready": "the port is open and the local pool has joined",
     "stopping": "no new work is taken; what runs may finish",
     "stopped": "everything is on disk and closed",
+    "key_changed": "the manager has noticed its new key",
     "failed": "a write did not reach the disk: the manager ends with an error",
     "local_pool_died": "the manager's own pool ended unasked and is started again",
     # pools and worker processes

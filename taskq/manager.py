@@ -26,6 +26,7 @@ from taskq import addresses, config, logs
 from taskq.clock import SystemClock
 from taskq.config import Address, Join, ManagerSettings
 from taskq.errors import ConfigError, TaskqError
+from taskq.keys import KeyFiles, Keys
 from taskq.layout import counted
 from taskq.local_pool import LocalPool
 from taskq.queue.job_queue import JobQueue
@@ -77,6 +78,7 @@ class Manager:
         self.settings = settings
         self.run_id = secrets.token_hex(8)
         self._clock = SystemClock()
+        self._key_files = KeyFiles(Path(settings.key_file) if settings.key_file else settings.state.key)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._signals = 0
         self._ready = False
@@ -94,19 +96,16 @@ class Manager:
         """Open everything. Raises `ConfigError` (a port, folder or store cannot be had) and what the store raises."""
         settings = self.settings
         settings.state.make()
-        key = config.read_or_make_key(Path(settings.key_file) if settings.key_file else settings.state.key)
+        keys = self._keys = self._key_files.read(make=True)
         store = settings.store or settings.state.store
         logs.event(log, logging.INFO, "starting", f"taskq {config.VERSION} opens {store}")
         sys.setswitchinterval(SWITCH_INTERVAL)
         ask_for_descriptors()
         bound_kept_memory()
         self._queue = self._open_queue()
-        self._server = self._listen(self._queue, key)
+        self._server = self._listen(self._queue, keys)
         self._server.start()
-        join = Join(
-            addresses.reachable(settings.bind, self._server.address.port, settings.advertise), key, settings.queue.name
-        )
-        config.write_private(settings.state.join, join.to_json() + "\n")
+        join = self._write_join(self._server, keys)
         if settings.pool.workers:
             self._pool = LocalPool(join, settings.pool, self.run_id, self._on_pool_exit)
             self._start_pool()
@@ -114,6 +113,34 @@ class Manager:
         self._ready = self._events.empty()
         if self._ready:
             self._announce_ready()
+
+    def _write_join(self, server: WireServer, keys: Keys) -> Join:
+        """Write the join file; gives what is in it."""
+        settings = self.settings
+        found = addresses.reachable(settings.bind, server.address.port, settings.advertise)
+        join = Join(found, keys.current, settings.queue.name)
+        config.write_private(settings.state.join, join.to_json() + "\n")
+        return join
+
+    def _look_for_another_key(self) -> None:
+        """Take a key over that was changed while this manager runs."""
+        if self._server is None or not self._key_files.changed():
+            return
+        try:
+            keys = self._key_files.read()
+            if keys == self._keys:
+                return
+            self._keys = keys
+            self._server.accept_keys(*keys)
+            join = self._write_join(self._server, keys)
+        except (TaskqError, OSError) as error:
+            logs.event(
+                log, logging.ERROR, "key_changed", f"the key was changed, and this manager keeps its own: {error}"
+            )
+            return
+        if self._pool is not None:
+            self._pool.move(join)
+        logs.event(log, logging.INFO, "key_changed", "the key was changed; the one before it is accepted too")
 
     def _make_store(self) -> Store:
         kind, _, place = self.settings.store.partition(":")
@@ -149,14 +176,14 @@ class Manager:
                 logs.announce(log, "recovering", f"recovering: {done:,} of {total:,} tasks")
             self._said_at = now
 
-    def _listen(self, job_queue: JobQueue, key: bytes) -> WireServer:
+    def _listen(self, job_queue: JobQueue, keys: Keys) -> WireServer:
         """A server on the port that was asked for; for 0 on the last one if it is free, so that workers find it."""
         if self.settings.port == 0 and (last := self._last_port()):
             try:
-                return WireServer(job_queue, self.settings.bind, last, key)
+                return WireServer(job_queue, self.settings.bind, last, *keys)
             except ConfigError:
                 log.debug("port %d, used last time, is taken", last)
-        return WireServer(job_queue, self.settings.bind, self.settings.port, key)
+        return WireServer(job_queue, self.settings.bind, self.settings.port, *keys)
 
     def _last_port(self) -> int | None:
         try:
@@ -229,6 +256,7 @@ class Manager:
         """Serve until there is a reason to stop; gives the exit code."""
         restart_at: float | None = None
         while True:
+            self._look_for_another_key()
             try:
                 left = SIGNAL_WAIT if restart_at is None else restart_at - self._clock.monotonic()
                 event = self._events.get(timeout=min(max(0.0, left), SIGNAL_WAIT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,7 +25,7 @@ from taskq.cli.options import (
     setting,
 )
 from taskq.cli.output import EXIT_FAILED, EXIT_OK, Output, run
-from taskq.config import DEFAULT_HOST, DEFAULT_PORT, ManagerSettings, PoolSettings, QueueSettings
+from taskq.config import DEFAULT_HOST, DEFAULT_PORT, ROLES, ManagerSettings, PoolSettings, QueueSettings
 from taskq.errors import ConfigError
 
 EXAMPLE = """\
@@ -145,22 +146,61 @@ def _queue_options(function: Function[R]) -> Function[R]:
 )
 @_queue_options
 @click.option("--print-join", is_flag=True, help="Print the join file for other machines, and leave.")
+@click.option("--role", type=click.Choice(ROLES), help="With --print-join: what its key shall be good for.  [admin]")
+@click.option(
+    "--rotate-key",
+    is_flag=True,
+    help="Make a new key, and leave; the one until now stays good until the next time. The manager may run.",
+)
 @key_option
 @directory_options
 @common_options
 def command(
-    pool: PoolSettings, print_join: bool, directories: Directories, output: Output, key_file: str | None, **others: Any
+    *,
+    pool: PoolSettings,
+    print_join: bool,
+    role: str | None,
+    rotate_key: bool,
+    directories: Directories,
+    output: Output,
+    key_file: str | None,
+    **others: Any,
 ) -> int:
     """Run the queue, and a pool of worker processes on this machine.
 
     SIGTERM or Ctrl-C lets running tasks finish and keeps everything that is waiting; a second one stops at once.
     """
+    if role is not None and not print_join:
+        raise click.UsageError("--role goes with --print-join")
+    if rotate_key and print_join:
+        raise click.UsageError("one after the other: --rotate-key, then --print-join")
+    if rotate_key:
+        return _rotate_key(directories, key_file, output)
     if print_join:
-        from taskq.addresses import join_for_others
-
-        output.line(join_for_others(directories.state).to_json())
-        return EXIT_OK
+        return _print_join(directories, role, output)
     return _run_manager(_settings(pool, directories, output, key_file, **others), output)
+
+
+def _print_join(directories: Directories, role: str | None, output: Output) -> int:
+    from taskq.addresses import is_loopback, join_for_others
+
+    join = join_for_others(directories.state, role)
+    if is_loopback(join.addresses[0].host):
+        output.note(f"for this machine only: the manager listens on {join.addresses[0].host}")
+    output.line(join.to_json())
+    return EXIT_OK
+
+
+def _rotate_key(directories: Directories, key_file: str | None, output: Output) -> int:
+    from taskq.rotation import rotate
+    from taskq.wire.handshake import fingerprint
+
+    state = directories.state
+    keys = rotate(state, Path(key_file) if key_file else state.key)
+    assert keys.former is not None
+    output.note(f"the key is now another one: fingerprint {fingerprint(keys.current)}")
+    output.note(f"the one before it ({fingerprint(keys.former)}) stays good until the next --rotate-key")
+    return EXIT_OK
 
 
 def _settings(

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -59,12 +60,19 @@ def command(
 def _run_pool(settings: PoolSettings, connection: Connection) -> int:
     from taskq.workers.worker_pool import WorkerPool  # not needed to list tasks or to show help
 
-    first: Join = connection.join()  # standard input can be read once only; a file may be another one after a restart
+    return WorkerPool(_find_join(settings, connection), settings).run()
 
-    def find_join() -> Join:
-        return first if connection.join_file == "-" else connection.join()
 
-    return WorkerPool(find_join, settings).run()
+def _find_join(settings: PoolSettings, connection: Connection) -> Callable[[], Join]:
+    """What says, each time anew, where the manager is: a file may be another one after a restart."""
+    if connection.join_file != "-":
+        return connection.join
+    if settings.local is not None:
+        from taskq.local_pool import joins_from_manager
+
+        return joins_from_manager()
+    only = connection.join()
+    return lambda: only
 
 
 def _list_tasks(modules: tuple[str, ...], output: Output) -> int:

@@ -33,10 +33,15 @@ _START = 'start one with "taskq-manager", or point elsewhere with --host and --p
 _SILENT = "is the port open, or used by another service?"
 _COPY = "copy its join file: ssh {} taskq-manager --print-join"
 _OTHER_KEY = "is it a manager with another state folder? then point there with --state-dir, --name or --join"
+_CHANGED_KEY = "was the key changed? get the new one: taskq-manager --print-join"
 
 
-def _is_here(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+def _where_to_get_it(host: str, role: str) -> str:
+    """What to do about a rejected key."""
+    here = host in ("localhost", "::1") or host.startswith("127.")
+    if role == ADMIN:
+        return _OTHER_KEY if here else _COPY.format(host)
+    return f"{_CHANGED_KEY if here else _COPY.format(host)} --role {role}"
 
 
 class _TurnedAway(Exception):
@@ -101,7 +106,7 @@ class Dialer:
                     kind = "key" if join.role == ADMIN else f"{join.role} key"
                     raise AuthenticationFailed(
                         f"the manager at {address} rejected the {kind}{source} (fingerprint {fingerprint(join.key)})",
-                        hint=_OTHER_KEY if _is_here(address.host) else _COPY.format(address.host),
+                        hint=_where_to_get_it(address.host, join.role),
                     ) from None
             except _TurnedAway:
                 turned_away += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 from zlib import crc32
 
@@ -92,10 +93,10 @@ class Keeper:
 
     def first_contact(self) -> Join:
         """Reach the manager for the first time, in the calling thread; gives where it is. Raises what stands in the
-        way: `ManagerUnavailable`, `AuthenticationFailed`, `ProtocolMismatch`, `ConfigError`."""
+        way: `ManagerUnavailable`, `AuthenticationFailed`, `PermissionDenied`, `ProtocolMismatch`, `ConfigError`."""
         queue = self._reach()
         try:
-            queue.hello()
+            queue.to_cancel(self._pool["id"])  # nothing yet, but a key that is not for workers is told so here
         except TaskqError:
             queue.close()
             raise
@@ -174,11 +175,20 @@ class Keeper:
             logs.event(_log, logging.ERROR, "internal_error", f"the report of a death was refused: {error.message}")
 
     def _beat(self, queue: Connection) -> None:
+        self._look_for_another_key()
         reply = queue.beat(self._pool, self._hooks.children())
         self._next_beat = self._clock.monotonic() + reply["interval"]
         if reply["drain"] and not self._asked_to_drain:
             self._asked_to_drain = True
             self._hooks.on_drain()
+
+    def _look_for_another_key(self) -> None:
+        """Tell the pool of a key that was changed, before the one that its worker processes have is worth nothing."""
+        with suppress(TaskqError):  # it is for later; the connection holds
+            join = self._find_join()
+            if self._join is not None and join.addresses == self._join.addresses and join.key != self._join.key:
+                self._join = join
+                self._hooks.on_join(join)
 
     def _ask_what_to_cancel(self, queue: Connection) -> None:
         runs = [(incarnation, run) for incarnation, run in queue.to_cancel(self._pool["id"])]
