@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import order
 import psutil
 import pytest
 from cluster import Cluster
 from here import Here
+from turn import turn
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,8 +32,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose a seed where none was given."""
-    if config.option.order_seed is None:
+    if is_one_of_several(config):
+        config.option.order_seed = config.workerinput["order_seed"]  # type: ignore[attr-defined]  # pytest-xdist's
+    elif config.option.order_seed is None:
         config.option.order_seed = random.SystemRandom().randrange(10**6)
+
+
+def is_one_of_several(config: pytest.Config) -> bool:
+    """Whether this process runs tests while others do (``pytest -n``)."""
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """All processes that run tests need the same order."""
+    node.workerinput["order_seed"] = node.config.option.order_seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -54,6 +69,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = order.shuffled(items, config.option.order_seed)
     yield
     items[:] = order.speed_last(items)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """What measures speed runs alone, where tests run side by side; no time limit runs while it waits."""
+    if not is_one_of_several(item.config):
+        return (yield)
+    folder = Path(item.config.option.basetemp).parent
+    with turn(folder, alone=item.get_closest_marker("speed") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)
