@@ -92,7 +92,7 @@ def i1_nothing_lost(seen: Observed, stored: Stored) -> Iterator[Violation]:
             if row is None:
                 if id not in gone:
                     yield Violation("I1", "acknowledged and not in the record", id)
-            elif row.payload is not None and content(row.type, row.payload) != name:
+            elif _content(row) != name:
                 yield Violation("I1", "acknowledged, and another task in the record", id)
     yield from _outcomes_lost(seen, stored, gone)
 
@@ -111,17 +111,21 @@ def _outcomes_lost(seen: Observed, stored: Stored, gone: set[int]) -> Iterator[V
                 yield Violation("I1", "its cancel was acknowledged and is not in the record", id)
 
 
+def _content(row: TaskRow) -> str:
+    """The content of a record; nothing that was submitted, where the payload or the type is gone."""
+    return content(str(row.type), row.payload or b"")
+
+
 def i2_nothing_unexpected(seen: Observed, stored: Stored) -> Iterator[Violation]:
     """Everything in the record was submitted, and is there no more often than it was."""
     attempted: Counter[str] = Counter()
     for tries in seen.calls().values():
         attempted.update(name for name, _ in tries[0].arguments["items"])
-    found = Counter(content(row.type, row.payload) for row in stored.tasks.values() if row.payload is not None)
+    found = Counter(map(_content, stored.tasks.values()))
     for row in stored.tasks.values():
-        if row.payload is not None:
-            name = content(row.type, row.payload)
-            if found[name] > attempted[name]:
-                yield Violation("I2", f"in the record {found[name]} times, submitted {attempted[name]} times", row.id)
+        name = _content(row)
+        if found[name] > attempted[name]:
+            yield Violation("I2", f"in the record {found[name]} times, submitted {attempted[name]} times", row.id)
     for task in seen.runs.keys() - stored.tasks.keys() - seen.gone():
         yield Violation("I2", "a run of a task that is not in the record", task)
 
@@ -208,8 +212,10 @@ def _takes_away(fault: Record, before: Run, after: Run) -> bool:
 
 def _hits(fault: Record, run: Run) -> bool:
     """Whether a fault hit a run: its worker or its task, while it could have been under way."""
-    who = run.worker in fault["workers"] or run.task in fault["tasks"]
-    return who and fault.get("until", fault["at"]) + SLACK >= run.at
+    if run.worker not in fault["workers"] and run.task not in fault["tasks"]:
+        return False
+    over = min([one["at"] for one in run.accepted()], default=inf)
+    return fault["at"] <= over + SLACK and run.at <= fault.get("until", fault["at"]) + SLACK
 
 
 def _two_managers_died(before: Run, after: Run) -> bool:
@@ -229,7 +235,8 @@ def i7_side_effects(seen: Observed, stored: Stored) -> Iterator[Violation]:
             if len(run.starts) > 1:
                 yield Violation("I7", f"run {run.run} had {len(run.starts)} side effects", task)
         for before, after in pairwise(begun):
-            reason = _went_wrong(before) or any(_hits(fault, before) for fault in seen.faults)
+            hit = any(_hits(fault, before) and fault["at"] <= after.at + SLACK for fault in seen.faults)
+            reason = hit or _went_wrong(before)
             if not (reason or _two_managers_died(before, after) or task in again):
                 yield Violation("I7", f"run {after.run} without need: no fault hit run {before.run}", task)
 
@@ -240,11 +247,10 @@ def _went_wrong(run: Run) -> bool:
 
 def i8_attempts(seen: Observed, stored: Stored) -> Iterator[Violation]:
     """Failures and deaths in the record are those that happened; the last attempt is the last; pauses are kept."""
-    sure, possible = Counter[int](), Counter[int]()
-    for fault in seen.faults:
-        for task, _ in fault["deaths"]:
-            possible[task] += 1
-            sure[task] += bool(fault.get("sure"))
+    deaths = {(task, run): False for fault in seen.faults for task, run in fault["deaths"]}
+    deaths.update({(task, run): True for fault in seen.faults if fault.get("sure") for task, run in fault["deaths"]})
+    possible = Counter(task for task, _ in deaths)
+    sure = Counter(task for (task, _), certain in deaths.items() if certain)
     again = seen.requeued()
     for row in stored.tasks.values():
         runs = list(seen.runs.get(row.id, {}).values())
@@ -258,7 +264,7 @@ def i8_attempts(seen: Observed, stored: Stored) -> Iterator[Violation]:
             text = f"{row.deaths} deaths in the record, {sure[row.id]} to {possible[row.id]} happened"
             yield Violation("I8", text, row.id)
         yield from _limits(row, runs)
-    for task in seen.runs:
+    for task in seen.runs.keys() - again:
         yield from _pauses(seen.leases(task))
 
 
