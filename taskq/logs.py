@@ -57,6 +57,7 @@ EVENTS = {
     # housekeeping and strangers
     "purged": "old records were deleted",
     "storage_low": "the disk is nearly full: no new tasks are accepted",
+    "storage_back": "there is room on the disk again: new tasks are accepted",
     "peer_refused": "a connection did not prove that it has the key, or sent something unreadable",
     "internal_error": "a bug; the text says where",
 }

@@ -25,7 +25,7 @@ import psutil
 from taskq import addresses, config, logs
 from taskq.clock import SystemClock
 from taskq.config import Address, Join, ManagerSettings
-from taskq.errors import ConfigError, TaskqError
+from taskq.errors import ConfigError, OutcomeUnknown, StoreFailed, TaskqError
 from taskq.keys import KeyFiles, Keys
 from taskq.layout import counted
 from taskq.local_pool import LocalPool
@@ -309,7 +309,11 @@ class Manager:
         if self._server is not None:
             self._server.stop()
         if self._queue is not None:
-            self._queue.close()
+            try:
+                self._queue.close()
+            except (StoreFailed, OutcomeUnknown) as error:
+                self._say_failure(error)
+                code = 1
         logs.event(log, logging.INFO, "stopped", "everything is on disk" if not self._failed else "ended")
         return code
 

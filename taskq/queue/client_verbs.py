@@ -26,6 +26,7 @@ class ClientVerbs(QueueCore):
         check_number("seq", seq)
         good = checked(items, self.settings.max_payload)
         digest = call_digest(good)
+        self._look_if_much_came(sum(len(item.payload) for item in good))
         keys = [item.key for item in good if item.key is not None]
         repeated = None
         while repeated is None:
@@ -55,7 +56,7 @@ class ClientVerbs(QueueCore):
     def _accept(
         self, client: int, seq: int, items: Sequence[NewTask], digest: bytes, known: Mapping[str, KeyRow]
     ) -> Submitted:
-        if not self._has_space:
+        if not self._has_space or self._store.strained:
             raise StorageFull(
                 "the disk of the manager is nearly full; not accepted", hint="free some space, then try again"
             )

@@ -222,6 +222,12 @@ class GroupCommit:
         _rest_payloads(unwritten.tasks, batch.new)
         self._settled(final)
 
+    def give_up(self, error: StoreFailed) -> None:
+        """The store has failed outside of a transaction: as after a write that did."""
+        self._under_way.notify_all()
+        self._next.notify_all()
+        self._break(error)
+
     def _break(self, error: BaseException) -> None:
         if not self.broken:
             self.broken = True

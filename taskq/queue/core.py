@@ -23,7 +23,7 @@ from typing import Any
 from taskq import threads
 from taskq.clock import Clock
 from taskq.config import QueueSettings
-from taskq.errors import ShuttingDown
+from taskq.errors import ShuttingDown, StoreFailed
 from taskq.logs import event
 from taskq.queue import task_log
 from taskq.queue.announced import Announced
@@ -45,6 +45,9 @@ log = logging.getLogger("taskq.queue")
 
 PURGE_STEP = 1_000
 """Records deleted in one transaction, at most, so that a purge holds nobody up."""
+LOOK_AFTER = 8 * 2**20
+"""Bytes of payloads that are accepted between two looks at the room on the disk."""
+DISK_FULL = "the disk is nearly full: no new tasks are accepted, outcomes of accepted ones are"
 PROGRESS_STEP = 5_000
 """Records between two words of progress while loading."""
 
@@ -73,6 +76,7 @@ class QueueCore:
         self._lines: deque[task_log.Line] = deque()
         self._shut = False
         self._has_space = True
+        self._unlooked = 0
         self._lingering = 0
         self._housekeeper = Housekeeper(self)
         self._cleaner = Cleaner(self.clean)
@@ -150,11 +154,25 @@ class QueueCore:
         return min((wait for wait in waits if wait is not None), default=ROUND)
 
     def look_after_disk(self) -> None:
-        """Find out whether there is room for new tasks."""
-        has_space = self._store.has_space()
+        """Find out whether there is room for new tasks, and whether the store's files are still its own."""
+        self._unlooked = 0
+        try:
+            has_space = self._store.has_space()
+        except StoreFailed as error:
+            with self._lock:
+                self._commit.give_up(error)
+            raise
         if self._has_space and not has_space:
-            event(log, logging.WARNING, "storage_low", "the disk is nearly full: no new tasks are accepted")
+            event(log, logging.WARNING, "storage_low", DISK_FULL)
+        if has_space and not self._has_space:
+            event(log, logging.INFO, "storage_back", "there is room on the disk again: new tasks are accepted")
         self._has_space = has_space
+
+    def _look_if_much_came(self, size: int) -> None:
+        """A second may be too long to wait with a look at the disk when much comes in."""
+        self._unlooked += size
+        if self._unlooked > LOOK_AFTER:
+            self.look_after_disk()
 
     def tidy(self) -> None:
         """Forget what nobody asks for any more."""

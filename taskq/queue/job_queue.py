@@ -10,6 +10,7 @@ from typing import Any
 
 from taskq.config import VERSION
 from taskq.queue.client_verbs import ClientVerbs
+from taskq.queue.core import DISK_FULL
 from taskq.queue.queue_verbs import QueueVerbs
 from taskq.queue.record_verbs import RecordVerbs
 from taskq.queue.snapshot import iso, snapshot
@@ -58,7 +59,6 @@ class JobQueue(ClientVerbs, RecordVerbs, QueueVerbs, WorkerVerbs):
         }
         with self._lock:
             warnings = []
-            if not self._has_space:
-                text = "the disk is nearly full: no new tasks are accepted"
-                warnings.append({"code": "storage_full", "message": text})
+            if not self._has_space or self._store.strained:
+                warnings.append({"code": "storage_full", "message": DISK_FULL, "reserve_used": self._store.strained})
             return snapshot(self._state, self._now(), manager, warnings)

@@ -162,6 +162,11 @@ class Store(Protocol):
     durable: bool
     """Whether what was written outlives the process."""
 
+    @property
+    def strained(self) -> bool:
+        """Whether the disk was full, so that what was kept back for the outcomes of accepted tasks is in use."""
+        ...
+
     def open(self) -> Opened:
         """Take the store for this process and raise its epoch.
 
@@ -186,7 +191,10 @@ class Store(Protocol):
         ...
 
     def has_space(self) -> bool:
-        """Whether there is room for new tasks (cheap: asked about once a second)."""
+        """Whether there is room for new tasks (cheap: asked about once a second).
+
+        Raises `StoreFailed` when the files are not this store's any more.
+        """
         ...
 
     def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
@@ -271,5 +279,8 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of files and locks; safe to call twice."""
+        """Let go of files and locks; safe to call twice.
+
+        Raises `StoreFailed`, when it has done so, where the files are not this store's any more.
+        """
         ...

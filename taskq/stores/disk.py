@@ -94,6 +94,42 @@ class Reserve:
         return had
 
 
+class FileWatch:
+    """Tells when files are no longer those that this process has open: removed, or replaced by others of their names.
+
+    Whoever writes into such a file writes for nobody: the next start opens the name.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        self._paths = [str(path) for path in paths]
+        self._known: list[tuple[int, int] | None] = []
+
+    def begin(self) -> None:
+        """The files as they are now are the right ones."""
+        self._known = [_identity(path) for path in self._paths]
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._known = []
+
+    def changed(self, first: int | None = None) -> str:
+        """The first file that is another one now, empty when there is none. ``first``: look only at so many."""
+        for path, known in zip(self._paths[:first], self._known, strict=False):
+            if _identity(path) != known:
+                return path
+        return ""
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116  # once a commit: a `Path` costs more than the call
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return 0, 0  # it cannot be seen any more: not the one it was
+    return found.st_dev, found.st_ino
+
+
 def _allocate(descriptor: int, size: int) -> None:
     """Real blocks for a file, also where the system or the file system cannot promise them without writing."""
     if hasattr(os, "posix_fallocate"):

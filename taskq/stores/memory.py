@@ -67,6 +67,7 @@ class MemoryStore:
 
     kind = "memory"
     durable = False
+    strained = False
 
     def __init__(self) -> None:
         self._mutex = Turns()

@@ -13,12 +13,14 @@ Theory of operation
   first, and left as it is.
 * Disk full: the transaction has been rolled back by SQLite. The reserve file is freed and the same rows are tried once
   more. Any other failed write, or a second full disk, ends the store's writing life: after a failed fsync nobody knows
-  what is on disk, and trying again would call it good.
+  what is on disk, and trying again would call it good. (To copy the log may fail: what is in it stays on disk.)
+* After each commit, before anybody hears of it, the log is looked for under its name (`FileWatch`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import secrets
 import sqlite3
@@ -40,7 +42,7 @@ from taskq.stores.base import (
     UniqueRow,
     WorkerRow,
 )
-from taskq.stores.disk import LockFile, Reserve, free_space, make_file
+from taskq.stores.disk import FileWatch, LockFile, Reserve, free_space, make_file
 from taskq.turns import Turns
 
 FREE_MARK = 64 * 2**20
@@ -82,6 +84,7 @@ class SqliteStore:
         self._mutex = Turns()
         self._lock = LockFile(self._beside(".lock"))
         self._reserve = Reserve(self._beside(".reserve"), reserve)
+        self._watch = FileWatch(self._beside("-wal"), path)
         self._db: sqlite3.Connection | None = None
         self._failure: StoreFailed | None = None
         self._freed = 0  # pages that are freed and still in the file
@@ -116,6 +119,7 @@ class SqliteStore:
         self._transact(_bring_up_to_date)
         self._transact(lambda db: db.execute("UPDATE store SET epoch = epoch + 1"))
         self._fill_reserve(free_space(self._path.parent))
+        self._watch.begin()
         return _read_opened(db)
 
     def _inspect(self) -> None:
@@ -150,8 +154,13 @@ class SqliteStore:
     def close(self) -> None:
         """See `Store.close`; SQLite copies its log into the database and removes it."""
         with self._mutex:
-            self._disconnect()
-            self._lock.release()
+            try:
+                if self._db is not None:
+                    self._check_files()
+            finally:
+                self._watch.end()
+                self._disconnect()
+                self._lock.release()
 
     def _disconnect(self) -> None:
         if self._db is not None:
@@ -189,10 +198,24 @@ class SqliteStore:
         if self._db is None:
             raise StoreFailed("the store is closed")
         try:
-            return self._transact(statements)
+            result = self._transact(statements)
         except (sqlite3.Error, ValueError, OverflowError) as error:
             self._failure = StoreFailed(f"cannot write to {self._path}: {error}")
             raise self._failure from error
+        self._check_files(1)
+        return result
+
+    def _check_files(self, first: int | None = None) -> None:
+        """Raise `StoreFailed`, and from then on always, when what was written is not in the files that a start opens.
+
+        Another program can get at them when it was not kept out by SQLite's locks: by moving, restoring or deleting
+        files, or on a file system without locks.
+        """
+        if (path := self._watch.changed(first)) and self._failure is None:
+            self._failure = StoreFailed(f"another program has removed or replaced {path}: nothing more is accepted")
+            _abandon(self._db)
+            self._db = None
+            raise self._failure
 
     def _transact(self, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """The same with SQLite's errors, and once more when the disk was full and the reserve could be freed."""
@@ -206,7 +229,10 @@ class SqliteStore:
             return _transaction(self._db, statements)
 
     def has_space(self) -> bool:
-        """See `Store.has_space`; has the reserve back once there is room for it."""
+        """See `Store.has_space`; has the reserve back once there is room for it. Looks after the files, too."""
+        with self._mutex:
+            if self._db is not None:
+                self._check_files()
         try:
             free = free_space(self._path.parent)
         except OSError:
@@ -214,7 +240,12 @@ class SqliteStore:
         if not self._reserve.held:
             with self._mutex:
                 self._fill_reserve(free)
-        return free >= self._free_mark
+        return free >= self._free_mark and self._reserve.held
+
+    @property
+    def strained(self) -> bool:
+        """See `Store.strained`."""
+        return not self._reserve.held
 
     def _fill_reserve(self, free: int) -> None:
         if not self._reserve.held and free >= self._free_mark + self._reserve_size:
@@ -365,6 +396,8 @@ class SqliteStore:
             if "locked" in str(error):
                 raise StoreLocked(f"the store {self._path} is locked by another program") from error
             raise StoreFailed(f"cannot {verb} {self._path}: {error}") from error
+        except OSError as error:  # of the files beside the database
+            raise StoreFailed(f"cannot {verb} {self._path}: {error.strerror or error}") from error
 
 
 def _transaction(db: sqlite3.Connection, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
@@ -426,6 +459,13 @@ def _write_rare(db: sqlite3.Connection, batch: Batch) -> None:
         db.execute(schema.OLD_ATTEMPTS, (json.dumps(sorted({attempt.id for attempt in batch.attempts})),))
     if batch.queues:
         db.executemany("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?)", batch.queues)
+
+
+def _abandon(db: sqlite3.Connection | None) -> None:
+    """Never close a connection: at its end SQLite would copy its log over a file that is somebody else's by now, and
+    remove a log that is not its own.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
 
 
 def _single(db: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> Any:

@@ -20,7 +20,7 @@ import pytest
 from cluster import Cluster, Process, wait_until
 from traces import MODULE, traces, write_module
 
-from taskq.errors import ManagerUnavailable, OutcomeUnknown, ShuttingDown
+from taskq.errors import ManagerUnavailable, OutcomeUnknown, ShuttingDown, StorageFull
 from taskq.queue.task import NewTask, new_task
 from taskq.service import ACK, Submitted, WorkerInfo
 from taskq.wire.client import RemoteQueue
@@ -238,7 +238,7 @@ def attempt(cluster: Cluster, client: int, items: list[NewTask]) -> str | Submit
         return queue.submit(client, 1, items)
     except OutcomeUnknown:
         return "unknown"
-    except (ShuttingDown, ManagerUnavailable):  # it came when the manager was ending, or had ended
+    except (StorageFull, ShuttingDown, ManagerUnavailable):  # the reserve was used, the manager ending, or at its end
         return "too late"
     finally:
         queue.close()
