@@ -2,8 +2,8 @@
 
 Theory of operation. A task changes its state only by an event, and only as `TRANSITIONS` says; a pair that is not in
 the table raises `InvalidTransition` and changes nothing. Nobody but `taskq.queue.moves` applies events. What an event
-does to counters and timestamps is said in `state`; which of two events an outcome is (``retry`` or ``fail``, ``death`` or
-``poison``) is decided there too, so that the table stays a plain function of state and event.
+does to counters and timestamps is said in `state`; which of two events an outcome is (``retry`` or ``fail``, ``death``
+or ``poison``) is decided there too, so that the table stays a plain function of state and event.
 
 The README's diagram is printed from this table.
 """
