@@ -55,6 +55,7 @@ EVENTS = {
     "task_stuck": "a task did not end when it was interrupted: its worker process is killed",
     "outcome_refused": "a late outcome of a run that is over was not taken",
     # housekeeping and strangers
+    "backup_written": "a whole copy of the store has its name",
     "purged": "old records were deleted",
     "storage_low": "the disk is nearly full: no new tasks are accepted",
     "storage_back": "there is room on the disk again: new tasks are accepted",

@@ -39,6 +39,7 @@ MATRIX: dict[str, str] = {
     "resume_queue": "",
     "limit_queue": "",
     "purge_queue": "",
+    "backup": "",
     # Pools and worker processes.
     "beat": "work",
     "child_died": "work",

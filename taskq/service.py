@@ -156,6 +156,14 @@ class PurgedQueue(NamedTuple):
     more: bool
 
 
+class BackedUp(NamedTuple):
+    """Reply to `backup`: whether the copy is whole and in its place; else ``copied`` of ``size`` bytes are."""
+
+    done: bool
+    copied: int
+    size: int
+
+
 class Explained(TypedDict):
     """Reply to `explain`. ``causes``: maps with ``code``, ``text`` (for people) and more by code, the first to be cured
     first; see `taskq.queue.explain` for all codes."""
@@ -372,6 +380,13 @@ class QueueService(Protocol):
         """Cancel tasks of this queue that wait, for about a second; repeat it with the ``below`` of the reply.
 
         0 at first: all that were submitted until now. Raises `QueueNotFound`.
+        """
+        ...
+
+    def backup(self, path: str, token: int) -> BackedUp:
+        """Write a whole copy of the store into a new file of the manager's machine, for about a second; repeat it with
+        the same ``token`` (random) until it is done. Raises `ConfigError` (the file is there already, or cannot be
+        made; the store is in memory) and `Busy` (another one is under way).
         """
         ...
 

@@ -22,6 +22,11 @@ class Turns:
         with self._next:
             self._lock.acquire()
 
+    def give_way(self) -> None:
+        """Let who waits for it have it in between."""
+        self._lock.release()
+        self.__enter__()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -30,6 +30,7 @@ from taskq.errors import TaskqError
 from taskq.queue.task import NewTask
 from taskq.service import (
     PROTOCOL,
+    BackedUp,
     Explained,
     Finished,
     Found,
@@ -130,6 +131,10 @@ class Answers(QueueService):
     def purge_queue(self, queue: str, below: int) -> PurgedQueue:
         self.last = ("purge_queue", queue, below)
         return PurgedQueue(4, 9, True)
+
+    def backup(self, path: str, token: int) -> BackedUp:
+        self.last = ("backup", path, token)
+        return BackedUp(False, 4096, 8192)
 
     def explain(self, id: int) -> Explained:
         self.last = ("explain", id)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from taskq import logs
+from taskq import layout, logs
 from taskq.cli.options import (
     DURATION,
     SIZE,
@@ -152,6 +152,12 @@ def _queue_options(function: Function[R]) -> Function[R]:
     is_flag=True,
     help="Make a new key, and leave; the one until now stays good until the next time. The manager may run.",
 )
+@click.option(
+    "--backup",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Let the manager that runs write a copy of its store into a new file, and leave.",
+)
 @key_option
 @directory_options
 @common_options
@@ -161,6 +167,7 @@ def command(
     print_join: bool,
     role: str | None,
     rotate_key: bool,
+    backup: Path | None,
     directories: Directories,
     output: Output,
     key_file: str | None,
@@ -174,6 +181,8 @@ def command(
         raise click.UsageError("--role goes with --print-join")
     if rotate_key and print_join:
         raise click.UsageError("one after the other: --rotate-key, then --print-join")
+    if backup is not None:
+        return _backup(backup, directories, output)
     if rotate_key:
         return _rotate_key(directories, key_file, output)
     if print_join:
@@ -188,6 +197,17 @@ def _print_join(directories: Directories, role: str | None, output: Output) -> i
     if is_loopback(join.addresses[0].host):
         output.note(f"for this machine only: the manager listens on {join.addresses[0].host}")
     output.line(join.to_json())
+    return EXIT_OK
+
+
+def _backup(target: Path, directories: Directories, output: Output) -> int:
+    from taskq.backup import write_backup
+
+    def say(done: int, size: int) -> None:
+        output.note(f"{layout.size(done)} of {layout.size(size)} are copied")
+
+    size = write_backup(target.absolute(), directories.state, say)
+    output.note(f"{target} is a whole copy of the store ({layout.size(size)})")
     return EXIT_OK
 
 

@@ -27,6 +27,7 @@ from taskq.errors import ShuttingDown, StoreFailed
 from taskq.logs import event
 from taskq.queue import task_log
 from taskq.queue.announced import Announced
+from taskq.queue.backups import Backups
 from taskq.queue.changes import Changes
 from taskq.queue.cleaner import Cleaner
 from taskq.queue.commit import GroupCommit
@@ -80,6 +81,7 @@ class QueueCore:
         self._lingering = 0
         self._housekeeper = Housekeeper(self)
         self._cleaner = Cleaner(self.clean)
+        self._backups = Backups(store)
 
     # -- life
 
@@ -127,6 +129,7 @@ class QueueCore:
         self.shut()
         self._housekeeper.stop()
         self._cleaner.stop()
+        self._backups.stop()
         with self._lock:
             if not self._commit.broken:
                 self._commit.settle_all()

@@ -11,11 +11,12 @@ from typing import Any
 from taskq.config import VERSION
 from taskq.queue.client_verbs import ClientVerbs
 from taskq.queue.core import DISK_FULL
+from taskq.queue.limits import check_number, check_text
 from taskq.queue.queue_verbs import QueueVerbs
 from taskq.queue.record_verbs import RecordVerbs
 from taskq.queue.snapshot import iso, snapshot
 from taskq.queue.worker_verbs import WorkerVerbs
-from taskq.service import Hello, Types
+from taskq.service import BackedUp, Hello, Types
 
 
 class JobQueue(ClientVerbs, RecordVerbs, QueueVerbs, WorkerVerbs):
@@ -44,6 +45,12 @@ class JobQueue(ClientVerbs, RecordVerbs, QueueVerbs, WorkerVerbs):
         with self._lock:
             known = self._announced.types(self._state.leases.workers.values())
         return {"types": known, "ever_joined": bool(known)}
+
+    def backup(self, path: str, token: int) -> BackedUp:
+        """Write a copy of the store."""
+        check_number("token", token)
+        check_text("path", path)
+        return self._backups.ask(path, token)
 
     def snapshot(self) -> dict[str, Any]:
         """Figures for the monitor."""

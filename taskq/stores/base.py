@@ -12,8 +12,9 @@ Rules that every store keeps (one contract suite holds them):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from taskq.queue.task import State, TaskChange, TaskRow
@@ -276,6 +277,14 @@ class Store(Protocol):
 
     def shrink(self) -> bool:
         """Give room that deleted records had back to the disk, a piece; gives whether there may be more."""
+        ...
+
+    def backup(self, target: Path, progress: Callable[[int, int], None]) -> None:
+        """Write a whole copy of the store, as it is at the end, into a new file; other verbs go on meanwhile.
+
+        ``progress(done, all)`` is told the bytes; what it raises ends the copy. Raises `ConfigError` where the file
+        cannot be made or is there already, or the store cannot be copied.
+        """
         ...
 
     def close(self) -> None:

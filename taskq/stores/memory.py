@@ -8,10 +8,11 @@ from __future__ import annotations
 import heapq
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from taskq.errors import StoreFailed, StoreLocked
+from taskq.errors import ConfigError, StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
 from taskq.stores.base import (
     INLINE_PAYLOAD,
@@ -321,6 +322,10 @@ class MemoryStore:
     def shrink(self) -> bool:
         """See `Store.shrink`; there is nothing to do."""
         return False
+
+    def backup(self, target: Path, progress: Callable[[int, int], None]) -> None:
+        """See `Store.backup`."""
+        raise ConfigError("this manager keeps its tasks in memory only: there is nothing to copy")
 
     def close(self) -> None:
         """Stop taking writes; the records stay with the object."""

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
 from taskq.queue.task import State, TaskRow
-from taskq.stores import cleaning, schema
+from taskq.stores import backup, cleaning, schema
 from taskq.stores.base import (
     AttemptRow,
     Batch,
@@ -57,6 +57,7 @@ _CHECKED = 2**30  # bytes: larger files are not read through at start
 _PIECE = 1_000  # rows that one read at start takes; more would only leave the processor's cache
 _SCAN = 50_000  # ids that one piece of a search takes while commits wait
 _BOUNDS = "SELECT (SELECT min(id) FROM task), (SELECT max(id) FROM task)"
+_PAGE = 4096  # bytes, SQLite's own choice for new files
 _CUT_OFF = 2_000  # pages by which the file gets shorter at a time
 
 # Python's sqlite3 asks for an adapter of each value that is not exactly an int, a float or a text, and to find none
@@ -286,6 +287,26 @@ class SqliteStore:
         self._freed = 0
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint").fetchall()
+
+    def backup(self, target: Path, progress: Callable[[int, int], None]) -> None:
+        """See `Store.backup`."""
+        growing = backup.begin(target)
+
+        def between(done: int, pages: int) -> None:
+            progress(done * _PAGE, pages * _PAGE)
+            self._mutex.give_way()
+            if self._db is None:
+                raise StoreFailed("the store was closed: there is no backup")
+
+        try:
+            with self._mutex:
+                if self._db is None:
+                    raise StoreFailed("the store is closed")
+                backup.copy(self._db, growing, between)
+            backup.finish(growing, target)
+        except BaseException:
+            growing.unlink(missing_ok=True)
+            raise
 
     # -- reading -------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from taskq.queue.lots import lots
 from taskq.queue.task import NewTask
 from taskq.service import (
     Attached,
+    BackedUp,
     BeatReply,
     ChildInfo,
     Evidence,
@@ -151,6 +152,10 @@ class RemoteQueue:
     def purge_queue(self, queue: str, below: int) -> PurgedQueue:
         """Cancel tasks that wait in a queue."""
         return PurgedQueue(*self._call("purge_queue", queue, below))
+
+    def backup(self, path: str, token: int) -> BackedUp:
+        """Write a copy of the store."""
+        return BackedUp(*self._call("backup", path, token))
 
     def explain(self, id: int) -> Explained:
         """Why a task does not run now."""

@@ -40,7 +40,7 @@ LAYERS = (
         "workers.*",
         "builtin_tasks",
     ),
-    ("views", "records", "dead_letters", "entries", "submit", "monitor", "local_pool", "rotation", "manager"),
+    ("views", "records", "dead_letters", "entries", "submit", "monitor", "local_pool", "rotation", "backup", "manager"),
     ("bench.*",),
     ("cli.*",),
     ("__main__",),
@@ -50,7 +50,7 @@ ONLY_IN = {
     "msgpack": ["wire.*"],
     "multiprocessing": ["wire.*", "bench.floors", "bench.plain"],
     "click": ["cli.*", "__main__"],
-    "sqlite3": ["stores.sqlite", "stores.cleaning", "stores.disk", "bench.floors"],
+    "sqlite3": ["stores.sqlite", "stores.cleaning", "stores.backup", "stores.disk", "bench.floors"],
     "psutil": ["workers.*", "monitor", "manager", "bench.*"],
     "rich": ["monitor", "views", "cli.monitor"],
 }

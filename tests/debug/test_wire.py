@@ -64,6 +64,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "resume_queue": ("a",),
     "limit_queue": ("a", 3),
     "purge_queue": ("a", 0),
+    "backup": ("/there/copy.sqlite", 77),
     "explain": (9,),
     "cancel": ([1],),
     "history": (1,),
