@@ -355,3 +355,5 @@ class ManagerSettings:
     advertise: tuple[str, ...] = ()
     store: str = ""
     """``memory:``, ``sqlite:PATH`` or empty for SQLite in the state folder."""
+    accept_lost_tail: bool = False
+    """Start also when the newest commits of the store are lost."""

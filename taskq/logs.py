@@ -57,6 +57,7 @@ EVENTS = {
     # housekeeping and strangers
     "backup_written": "a whole copy of the store has its name",
     "purged": "old records were deleted",
+    "store_doubtful": "the newest commits of the store are lost, or nobody can tell",
     "storage_low": "the disk is nearly full: no new tasks are accepted",
     "storage_back": "there is room on the disk again: new tasks are accepted",
     "peer_refused": "a connection did not prove that it has the key, or sent something unreadable",

@@ -25,7 +25,7 @@ import psutil
 from taskq import addresses, config, logs
 from taskq.clock import SystemClock
 from taskq.config import Address, Join, ManagerSettings
-from taskq.errors import ConfigError, OutcomeUnknown, StoreFailed, TaskqError
+from taskq.errors import ConfigError, OutcomeUnknown, StoreDamaged, StoreFailed, TaskqError
 from taskq.keys import KeyFiles, Keys
 from taskq.layout import counted
 from taskq.local_pool import LocalPool
@@ -56,6 +56,8 @@ SIGNAL_WAIT = 1.0
 thread (it does after SIGSTOP and SIGCONT), and then it does not end the wait of this one."""
 SAY_WHAT_RUNS = 5.0
 """Seconds between two words on what a drain waits for."""
+EXIT_DAMAGED = 65
+"""What a manager ends with whose store is damaged, also when it sees that only while it runs."""
 CANNOT_BOOT = (2, 4)
 """Exit codes of a pool that would only fail again: bad usage or modules, bad key."""
 
@@ -146,7 +148,8 @@ class Manager:
         kind, _, place = self.settings.store.partition(":")
         if kind == "memory":
             return MemoryStore()
-        return SqliteStore(Path(place) if place else self.settings.state.store)
+        path = Path(place) if place else self.settings.state.store
+        return SqliteStore(path, accept_lost_tail=self.settings.accept_lost_tail)
 
     def _open_queue(self) -> JobQueue:
         """Bring the stored tasks back. They live long and make no cycles: the collector need not look at them again."""
@@ -268,8 +271,7 @@ class Manager:
             if event.kind == "signal":
                 return 0
             if event.kind == "failure":
-                self._say_failure(event.value)
-                return 1
+                return self._say_failure(event.value)
             if event.value in CANNOT_BOOT and not self._ready:
                 return int(event.value)  # the pool has said why
             restart_at = self._after_pool_died(event.value)
@@ -283,10 +285,15 @@ class Manager:
         logs.event(log, logging.ERROR, "local_pool_died", text)
         return restart_at
 
-    def _say_failure(self, error: BaseException) -> None:
+    def _say_failure(self, error: BaseException) -> int:
+        """Gives the exit code."""
         self._failed = True
+        if isinstance(error, StoreDamaged):
+            logs.event(log, logging.CRITICAL, "failed", f"{error}; the manager ends: {error.hint}")
+            return EXIT_DAMAGED
         text = f"a write did not reach the disk: {error}; the manager ends, and the next start believes the disk"
         logs.event(log, logging.CRITICAL, "failed", text)
+        return 1
 
     # -- stop
 
@@ -312,8 +319,7 @@ class Manager:
             try:
                 self._queue.close()
             except (StoreFailed, OutcomeUnknown) as error:
-                self._say_failure(error)
-                code = 1
+                code = self._say_failure(error)
         logs.event(log, logging.INFO, "stopped", "everything is on disk" if not self._failed else "ended")
         return code
 
@@ -342,8 +348,7 @@ class Manager:
                 pool.hurry()
                 give_up = min(give_up, self._clock.monotonic() + HARD_STOP)
             elif event.kind == "failure":
-                self._say_failure(event.value)
-                return 1
+                return self._say_failure(event.value)
             else:
                 break
         pool.kill()

@@ -25,6 +25,7 @@ from observed import Observed, Run, observe
 from taskq.queue.task import FINAL, State, TaskRow
 from taskq.stores import schema
 from taskq.stores.base import Store
+from taskq.stores.rows import whole_row
 
 MAX_DEATHS = 3
 SLACK = 0.05
@@ -68,7 +69,7 @@ def read_sqlite(path: Path) -> Stored:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{path}{ending}", f"{copy}{ending}")
         with contextlib.closing(sqlite3.connect(copy)) as db:
-            rows = [schema.task_row(row) for row in db.execute(f"{schema.SELECT} ORDER BY t.id")]
+            rows = [whole_row(row) for row in db.execute(f"{schema.SELECT} ORDER BY t.id")]
             keys = dict(db.execute("SELECT key, id FROM key"))
     return Stored({row.id: row for row in rows}, keys)
 

@@ -145,6 +145,7 @@ def _queue_options(function: Function[R]) -> Function[R]:
     help="sqlite:PATH or memory:  [sqlite in the state folder]",
 )
 @_queue_options
+@click.option("--accept-lost-tail", is_flag=True, help="Start also when the store has lost its newest commits.")
 @click.option("--print-join", is_flag=True, help="Print the join file for other machines, and leave.")
 @click.option("--role", type=click.Choice(ROLES), help="With --print-join: what its key shall be good for.  [admin]")
 @click.option(
@@ -235,6 +236,7 @@ def _settings(
     store: str,
     **limits: Any,
 ) -> ManagerSettings:
+    accept_lost_tail = limits.pop("accept_lost_tail")
     queue = QueueSettings(name=directories.name, **limits)
     if queue.lease < SHORTEST_LEASE:
         raise click.BadParameter(f"it must be at least {SHORTEST_LEASE:g} s", param_hint="'--lease'")
@@ -252,6 +254,7 @@ def _settings(
         port=port,
         advertise=advertise,
         store=store,
+        accept_lost_tail=accept_lost_tail,
     )
 
 

@@ -88,6 +88,8 @@ class QueueCore:
     def open(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Take the store and load its live records; ``progress`` is told (done, total) from time to time."""
         opened = self._store.open()
+        for note in opened.notes:
+            event(log, logging.WARNING, "store_doubtful", note)
         now = self._now()
         self._opened = opened
         self._started_at = now.wall

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from taskq.config import QueueSettings
-from taskq.errors import StaleRun
+from taskq.errors import StaleRun, StoreDamaged
 from taskq.queue import task_log
 from taskq.queue.changes import Changes
 from taskq.queue.core import QueueCore
@@ -185,7 +185,11 @@ class WorkerVerbs(QueueCore):
         resting = [handout.id for handout in handouts if handout.payload is None]
         if not resting:
             return handouts
-        payloads = self._store.payloads(resting)
+        try:
+            payloads = self._store.payloads(resting)
+        except StoreDamaged as error:  # no worker can have these tasks; the start would not have let this pass
+            self._on_failure(error)
+            raise
         # One that is gone was purged: its task is over, and so is the session that it was taken for.
         return [
             handout if handout.payload is not None else handout._replace(payload=payloads[handout.id])

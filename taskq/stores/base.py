@@ -153,6 +153,8 @@ class Opened:
     types: list[TypeRow]
     workers: list[WorkerRow]
     queues: list[QueueRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What people should know of how it was found."""
 
 
 class Store(Protocol):
@@ -171,8 +173,9 @@ class Store(Protocol):
     def open(self) -> Opened:
         """Take the store for this process and raise its epoch.
 
-        Raises `StoreLocked` when another process has it, `StoreDamaged` when it cannot be read, `ConfigError` when its
-        folder cannot be written or it was made by a newer taskq.
+        Raises `StoreLocked` when another process has it, `StoreDamaged` when it is damaged or its newest commits are
+        lost (its files are left as they are), `ConfigError` when its folder cannot be written or it was made by a newer
+        taskq.
         """
         ...
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from taskq.queue.task import FINAL, State
 from taskq.stores import schema
 from taskq.stores.base import KEEP_CALLS
+from taskq.stores.rows import is_change_sealed, without_result
 
 PIECE = 16 * 2**20
 """Bytes of large payloads and results that one transaction deletes, if they are not all of one task."""
@@ -62,6 +63,9 @@ def forget_results(db: sqlite3.Connection, now: float, limit: int) -> int:
     ids, sizes = db.execute(schema.OLD_RESULTS, (now, limit)).fetchone()
     piece = _piece(ids, sizes, PIECE)
     if piece.number:
+        ended = [row for row in db.execute(schema.ENDED, (piece.ids,)) if is_change_sealed(row)]
+        for sql, parameters in schema.UPDATE.statements([without_result(row) for row in ended]):
+            db.execute(sql, parameters)
         for forget in schema.FORGET_RESULTS:
             db.execute(forget, (piece.ids,))
     return piece.number

@@ -1,4 +1,4 @@
-"""The tables of a SQLite store as text, and how a `TaskRow` becomes a stored row and back.
+"""The tables of a SQLite store, and the statements on them, as text; how rows are made for them: `taskq.stores.rows`.
 
 One row of ``task`` holds the whole record, so that a state change rewrites one place; payloads and results over
 `INLINE` bytes have tables of their own, and the record holds their length (an integer) instead. A task that was never
@@ -9,28 +9,27 @@ purging and counting. Times and sizes are as in `TaskRow`.
 Why so many rows go into one statement: Python's ``sqlite3`` lets go of the GIL at every step of a statement, and in a
 busy process each step then waits up to a switch interval to have it back. ``executemany`` steps once a row (measured
 beside one busy thread: 12,000 rows a second instead of 140,000), a statement of many rows steps once.
+
+Columns have no types, so that a number comes back as the very one that was written, and checksums (see `sums`) hold.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from sys import intern
 from typing import Any
 
 from taskq.errors import ConfigError
 from taskq.queue.task import TaskChange, TaskRow
-from taskq.stores.base import INLINE_PAYLOAD, KEEP_ATTEMPTS, AttemptRow, UniqueRow
+from taskq.stores.base import INLINE_PAYLOAD, KEEP_ATTEMPTS, AttemptRow
 
 APPLICATION_ID = 0x7461736B
 """``task``, in the file's header: tells our files from other SQLite databases."""
-VERSION = 2
-"""Goes up with every change of the tables; each step up gets an entry in `UPGRADES`."""
+VERSION = 3
+"""Goes up with every change of the tables; each step up gets an entry in `taskq.stores.upgrades`."""
 
 INLINE = 1024
 """Bytes: longest payload or result that lies in the row of its task."""
@@ -52,64 +51,37 @@ PRAGMAS = (
 )
 """Settings of the connection, in this order."""
 
-_QUEUE = "CREATE TABLE queue (name TEXT PRIMARY KEY, paused_by TEXT, paused_at REAL, max_running INT)"
-_UNIQUES = (
-    "CREATE TABLE uniqueness (id INTEGER PRIMARY KEY, value BLOB, at REAL, until REAL, twin INT, expires REAL)",
+TABLES = (
+    "CREATE TABLE store (id INTEGER PRIMARY KEY, store_id, epoch, next_id, totals, commits, sum)",
+    "CREATE TABLE task (id INTEGER PRIMARY KEY, type, queue, payload, priority, max_retries, backoff, timeout, key,"
+    " correlation_id, client, submitted_at, due_at, state, sum, payload_sum, state_sum, run, failures, deaths,"
+    " cancel_requested, worker, worker_name, started_at, finished_at, result, error, terms_more)",
+    f"CREATE INDEX live ON task (id) WHERE state < {FIRST_FINAL}",
+    f"CREATE INDEX final ON task (state, finished_at) WHERE state >= {FIRST_FINAL}",
+    "CREATE TABLE payload (id INTEGER PRIMARY KEY, data, sum)",
+    "CREATE TABLE result (id INTEGER PRIMARY KEY, data, sum)",
+    "CREATE TABLE call (client, seq, first_id, size, digest, at, sum, PRIMARY KEY (client, seq)) WITHOUT ROWID",
+    "CREATE INDEX call_at ON call (at)",
+    "CREATE TABLE key (key PRIMARY KEY, id, digest, expires, sum) WITHOUT ROWID",
+    "CREATE INDEX key_expires ON key (expires) WHERE expires IS NOT NULL",
+    "CREATE TABLE worker (incarnation PRIMARY KEY, pool, name, host, pid, sum)",
+    "CREATE TABLE type (name, info, sum, PRIMARY KEY (name, info))",
+    "CREATE TABLE queue (name PRIMARY KEY, paused_by, paused_at, max_running, sum)",
+    "CREATE TABLE uniqueness (id INTEGER PRIMARY KEY, value, at, until, twin, expires, sum)",
     "CREATE INDEX uniqueness_until ON uniqueness (until) WHERE until IS NOT NULL AND twin IS NULL",
     "CREATE INDEX uniqueness_expires ON uniqueness (expires) WHERE expires IS NOT NULL",
-)
-_ATTEMPT = (
-    "CREATE TABLE attempt (id INT, run INT, worker TEXT, started_at REAL, ended_at REAL, outcome TEXT, type TEXT,"
-    " message TEXT, traceback TEXT, death TEXT, PRIMARY KEY (id, run)) WITHOUT ROWID"
-)
-_RESULT_END = (
-    "CREATE TABLE result_end (id INTEGER PRIMARY KEY, at REAL)",
+    "CREATE TABLE attempt (id, run, worker, started_at, ended_at, outcome, type, message, traceback, death, sum,"
+    " PRIMARY KEY (id, run)) WITHOUT ROWID",
+    "CREATE TABLE result_end (id INTEGER PRIMARY KEY, at, sum)",
     "CREATE INDEX result_end_at ON result_end (at)",
 )
 
-TABLES = (
-    "CREATE TABLE store (id INTEGER PRIMARY KEY, store_id INT, epoch INT, next_id INT, totals TEXT)",
-    "CREATE TABLE task (id INTEGER PRIMARY KEY, type TEXT, queue TEXT, payload BLOB, priority INT, max_retries INT,"
-    " backoff REAL, timeout REAL, key TEXT, correlation_id TEXT, client INT, submitted_at REAL, due_at REAL, state INT,"
-    " run INT, failures INT, deaths INT, cancel_requested INT, worker TEXT, worker_name TEXT, started_at REAL,"
-    " finished_at REAL, result BLOB, error TEXT, terms_more TEXT)",
-    f"CREATE INDEX live ON task (id) WHERE state < {FIRST_FINAL}",
-    f"CREATE INDEX final ON task (state, finished_at) WHERE state >= {FIRST_FINAL}",
-    "CREATE TABLE payload (id INTEGER PRIMARY KEY, data BLOB)",
-    "CREATE TABLE result (id INTEGER PRIMARY KEY, data BLOB)",
-    "CREATE TABLE call (client INT, seq INT, first_id INT, size INT, digest BLOB, at REAL,"
-    " PRIMARY KEY (client, seq)) WITHOUT ROWID",
-    "CREATE INDEX call_at ON call (at)",
-    "CREATE TABLE key (key TEXT PRIMARY KEY, id INT, digest BLOB, expires REAL) WITHOUT ROWID",
-    "CREATE INDEX key_expires ON key (expires) WHERE expires IS NOT NULL",
-    "CREATE TABLE worker (incarnation TEXT PRIMARY KEY, pool TEXT, name TEXT, host TEXT, pid INT)",
-    "CREATE TABLE type (name TEXT, info TEXT, PRIMARY KEY (name, info))",
-    _QUEUE,
-    *_UNIQUES,
-    _ATTEMPT,
-    *_RESULT_END,
-)
-
-UPGRADES: dict[int, tuple[str, ...]] = {
-    1: (
-        _QUEUE,
-        *_UNIQUES,
-        _ATTEMPT,
-        "ALTER TABLE task ADD COLUMN terms_more TEXT",
-        *_RESULT_END,
-    ),
-}
-"""version -> statements that lead from it to the next one."""
-
 _FIELDS, _CHANGING = TaskRow._fields, TaskChange._fields[1:]
-_PAYLOAD = _FIELDS.index("payload")
-_RUN = _FIELDS.index("run")  # from here on there is nothing before the first run
-_RESULT, _ERROR = _FIELDS.index("result"), _FIELDS.index("error")
-_make = TaskRow._make
-_NEVER_RUN = (0, 0, 0, False, None, None, None, None, None, None, None)
+PAYLOAD_AT = _FIELDS.index("payload")
+RUN = _FIELDS.index("run")  # from here on there is nothing before the first run
 
 _LARGEST = 1_000
-"""Rows of one statement: as many as a submit call brings. With 25 columns it is within SQLite's limit of parameters."""
+"""Rows of one statement: as many as a submit call brings. With 28 columns it is within SQLite's limit of parameters."""
 
 
 _SMALL = 16
@@ -120,6 +92,7 @@ class Insert:
     """``INSERT`` of any number of rows, as few statements: of `_LARGEST` halved, so that each is prepared once."""
 
     def __init__(self, table: str, columns: Sequence[str], ending: str = "") -> None:
+        self.columns = tuple(columns)
         self._beginning = f"INSERT INTO {table} ({', '.join(columns)}) VALUES "
         self._row = f"({', '.join('?' * len(columns))})"
         self._ending = ending
@@ -143,44 +116,62 @@ def _replacing(columns: Sequence[str], key: str) -> str:
     return f" ON CONFLICT ({key}) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in columns)
 
 
-INSERT_FRESH = Insert("task", _FIELDS[:_RUN])
-INSERT_WHOLE = Insert("task", _FIELDS)
-UPDATE = Insert("task", TaskChange._fields, _replacing(_CHANGING, "id"))
+SUMS = ("sum", "payload_sum", "state_sum")
+INSERT_PLAIN = Insert("task", (*_FIELDS[:RUN], "sum"))
+"""Of tasks that are as most are when they are submitted: due at once, with a small payload."""
+INSERT_YOUNG = Insert("task", (*_FIELDS[:RUN], *SUMS))
+INSERT_WHOLE = Insert("task", (*_FIELDS, *SUMS))
+UPDATE = Insert("task", (*TaskChange._fields, "state_sum"), _replacing((*_CHANGING, "state_sum"), "id"))
 """Of rows that are there: an upsert, since it takes many rows in one statement (and is faster than UPDATE FROM)."""
-INSERT_PAYLOAD = Insert("payload", ("id", "data"))
-INSERT_RESULT = Insert("result", ("id", "data"), _replacing(("data",), "id"))
-_CALL = ("client", "seq", "first_id", "size", "digest", "at")
+INSERT_PAYLOAD = Insert("payload", ("id", "data", "sum"))
+INSERT_RESULT = Insert("result", ("id", "data", "sum"), _replacing(("data", "sum"), "id"))
+_CALL = ("client", "seq", "first_id", "size", "digest", "at", "sum")
 INSERT_CALL = Insert("call", _CALL, _replacing(_CALL[2:], "client, seq"))
-INSERT_RESULT_END = Insert("result_end", ("id", "at"), _replacing(("at",), "id"))
-_KEY = ("key", "id", "digest", "expires")
-INSERT_KEY = Insert("key", _KEY, _replacing(_KEY[1:], "key"))
-INSERT_UNIQUE = Insert("uniqueness", ("id", "value", "at", "until", "twin", "expires"))
+INSERT_RESULT_END = Insert("result_end", ("id", "at", "sum"), _replacing(("at", "sum"), "id"))
+_KEY = ("key", "id", "digest", "sum")
+INSERT_KEY = Insert("key", _KEY, _replacing(_KEY[1:], "key") + ", expires = NULL")
+INSERT_UNIQUE = Insert("uniqueness", ("id", "value", "at", "until", "twin", "sum", "expires"))
 
-_ATTEMPT_COLUMNS = AttemptRow._fields
+_ATTEMPT_COLUMNS = (*AttemptRow._fields, "sum")
 INSERT_ATTEMPT = Insert("attempt", _ATTEMPT_COLUMNS, _replacing(_ATTEMPT_COLUMNS[2:], "id, run"))
+
+HEAD = "SELECT store_id, epoch, next_id, totals, commits, sum FROM store"
+WRITE_HEAD = "UPDATE store SET store_id = ?, epoch = ?, next_id = ?, totals = ?, commits = ?, sum = ?"
+TYPES = "SELECT name, info, sum FROM type ORDER BY rowid"
+WORKERS = "SELECT incarnation, pool, name, host, pid, sum FROM worker"
+QUEUES = "SELECT name, paused_by, paused_at, max_running, sum FROM queue"
+CHECKED_TABLES = {
+    "type": TYPES,
+    "worker": WORKERS,
+    "queue": QUEUES,
+    "key": "SELECT key, id, digest, sum FROM key",
+    "uniqueness": "SELECT id, value, at, until, twin, sum FROM uniqueness",
+    "result_end": "SELECT id, at, sum FROM result_end",
+}
+CALL = f"SELECT {', '.join(_CALL)} FROM call WHERE client = ? AND seq = ?"
+KEY = "SELECT key, id, digest, sum FROM key WHERE key = ?"
 
 _IDS = "(SELECT value FROM json_each(?))"
 _COLUMNS = [f"t.{name}" for name in _FIELDS]
-_whole = list(_COLUMNS)
-_whole[_PAYLOAD] = (
-    "CASE typeof(t.payload) WHEN 'integer' THEN (SELECT p.data FROM payload p WHERE p.id = t.id) ELSE t.payload END"
-)
-_whole[_RESULT] = (
-    "CASE typeof(t.result) WHEN 'integer' THEN (SELECT r.data FROM result r WHERE r.id = t.id) ELSE t.result END"
-)
 _light = list(_COLUMNS)
-_light[_PAYLOAD] = f"CASE WHEN typeof(t.payload) = 'blob' AND length(t.payload) <= {INLINE_PAYLOAD} THEN t.payload END"
-
-_slim = list(_COLUMNS)
-_slim[_PAYLOAD] = _slim[_RESULT] = "NULL"
+_light[PAYLOAD_AT] = (
+    f"CASE WHEN typeof(t.payload) = 'blob' AND length(t.payload) <= {INLINE_PAYLOAD} THEN t.payload END"
+)
+_sealed = [*_COLUMNS, "t.sum", "t.payload_sum", "t.state_sum"]
+_whole = list(_sealed)
+for _column in ("payload", "result"):
+    for _part in ("data", "sum"):
+        _whole.append(
+            f"CASE typeof(t.{_column}) WHEN 'integer' THEN (SELECT {_part} FROM {_column} l WHERE l.id = t.id) END"
+        )
 
 SELECT = f"SELECT {', '.join(_whole)} FROM task t"
-"""Whole records, for `task_row`."""
+"""Whole records, for `taskq.stores.rows.whole_row`."""
 GET = f"{SELECT} WHERE t.id IN {_IDS}"
-_SELECT_SLIM = f"SELECT {', '.join(_slim)} FROM task t"
+_SELECT_SLIM = f"SELECT {', '.join(_sealed)} FROM task t"
 GET_SLIM = f"{_SELECT_SLIM} WHERE t.id IN {_IDS}"
 LIVE = (
-    f"SELECT {', '.join(_light[: _RUN + 1])} FROM task t INDEXED BY live"
+    f"SELECT {', '.join(_light[: RUN + 1])} FROM task t INDEXED BY live"
     f" WHERE t.state < {FIRST_FINAL} AND t.id > ? ORDER BY t.id LIMIT ?"
 )
 """The beginning of records that are not final, after an id; those with a run are looked up in `LIVE_RUNS`."""
@@ -188,15 +179,32 @@ LIVE_RUNS = (
     f"SELECT {', '.join(_light)} FROM task t INDEXED BY live"
     f" WHERE t.state < {FIRST_FINAL} AND t.id BETWEEN ? AND ? AND t.run IS NOT NULL"
 )
-PAYLOADS = f"SELECT group_concat(id || ' ' || hex(payload)) FROM task WHERE id IN {_IDS} AND typeof(payload) = 'blob'"
-"""All small payloads as one value, for the reason given at the top: ``id hex,id hex,…``."""
+PAYLOADS = (
+    "SELECT group_concat(id || ' ' || hex(payload) || ' ' || coalesce(payload_sum, ''))"
+    f" FROM task WHERE id IN {_IDS} AND typeof(payload) = 'blob'"
+)
+"""All small payloads as one value, for the reason given at the top: ``id hex sum,id hex sum,…``."""
+_UNRUN = ", ".join(_COLUMNS[RUN:])
+CHECK_PLAIN = (
+    f"SELECT {', '.join(_COLUMNS[:RUN])}, t.sum FROM task t INDEXED BY live WHERE t.state < {FIRST_FINAL}"
+    f" AND coalesce(t.payload_sum, t.state_sum, {_UNRUN}) IS NULL"
+)
+CHECK_OTHERS = (
+    f"SELECT {', '.join(_sealed)} FROM task t INDEXED BY live WHERE t.state < {FIRST_FINAL}"
+    f" AND coalesce(t.payload_sum, t.state_sum, {_UNRUN}) IS NOT NULL"
+)
+CHECK_PAYLOADS = (
+    "SELECT t.id, p.data, p.sum FROM task t INDEXED BY live LEFT JOIN payload p ON p.id = t.id"
+    f" WHERE t.state < {FIRST_FINAL} AND typeof(t.payload) = 'integer'"
+)
+"""What a start looks at before it trusts a store: all records that are not final."""
 ATTEMPTS = f"SELECT {', '.join(_ATTEMPT_COLUMNS)} FROM attempt WHERE id = ? ORDER BY run"
 OLD_ATTEMPTS = (
     "DELETE FROM attempt WHERE (id, run) IN (SELECT id, run FROM (SELECT id, run, row_number() OVER"
     f" (PARTITION BY id ORDER BY run DESC) AS nth FROM attempt WHERE id IN {_IDS}) WHERE nth > {KEEP_ATTEMPTS})"
 )
 """Deletes what is too much of these tasks' attempts."""
-LARGE_PAYLOADS = f"SELECT id, data FROM payload WHERE id IN {_IDS}"
+LARGE_PAYLOADS = f"SELECT id, data, sum FROM payload WHERE id IN {_IDS}"
 
 OLDEST = (
     "SELECT json_group_array(id), json_group_array(large), coalesce(max(keyed), 0) FROM"
@@ -222,10 +230,8 @@ OLD_RESULTS = (
     " FROM result_end e LEFT JOIN task t ON t.id = e.id WHERE e.at <= ? ORDER BY e.at LIMIT ?)"
 )
 """Results whose time is over: ids, and their bytes as in `OLDEST`."""
-FORGET_RESULTS = (
-    f"UPDATE task SET result = NULL WHERE id IN {_IDS}",
-    *(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("result", "result_end")),
-)
+ENDED = f"SELECT {', '.join(TaskChange._fields)}, state_sum FROM task WHERE id IN {_IDS}"
+FORGET_RESULTS = tuple(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("result", "result_end"))
 OLD_CALLS = "DELETE FROM call WHERE (client, seq) IN (SELECT client, seq FROM call WHERE at < ? ORDER BY at LIMIT ?)"
 OLD_KEYS = (
     "DELETE FROM key WHERE key IN"
@@ -234,12 +240,12 @@ OLD_KEYS = (
 
 ANY_UNIQUES = "SELECT EXISTS (SELECT 1 FROM uniqueness)"
 UNIQUES = (
-    "SELECT u.id, u.value, u.at, u.until, u.twin FROM task t INDEXED BY live CROSS JOIN uniqueness u ON u.id = t.id"
-    f" WHERE t.state < {FIRST_FINAL} AND u.twin IS NULL"
-    " UNION SELECT id, value, at, until, twin FROM uniqueness WHERE until > ? AND twin IS NULL ORDER BY 1"
+    "SELECT u.id, u.value, u.at, u.until, u.twin, u.sum FROM task t INDEXED BY live"
+    f" CROSS JOIN uniqueness u ON u.id = t.id WHERE t.state < {FIRST_FINAL} AND u.twin IS NULL"
+    " UNION SELECT id, value, at, until, twin, sum FROM uniqueness WHERE until > ? AND twin IS NULL ORDER BY 1"
 )
-UNIQUES_OF = f"SELECT id, value, at, until, twin FROM uniqueness WHERE id IN {_IDS} AND twin IS NULL"
-TWINS = f"SELECT id, twin FROM uniqueness WHERE id IN {_IDS} AND twin IS NOT NULL"
+UNIQUES_OF = f"SELECT id, value, at, until, twin, sum FROM uniqueness WHERE id IN {_IDS} AND twin IS NULL"
+TWINS = f"SELECT id, value, at, until, twin, sum FROM uniqueness WHERE id IN {_IDS} AND twin IS NOT NULL"
 EXPIRE_UNIQUES = f"UPDATE uniqueness SET expires = coalesce(until, 0) WHERE id IN {_IDS}"
 OLD_UNIQUES = (
     "DELETE FROM uniqueness WHERE id IN"
@@ -249,6 +255,7 @@ OLD_UNIQUES = (
 HEADER = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
 """What `check` wants to know."""
 COUNT_LIVE = f"SELECT count(*) FROM task WHERE state < {FIRST_FINAL}"
+COUNT_LIVE_ROWS = f"SELECT count(*) FROM task NOT INDEXED WHERE state < {FIRST_FINAL}"
 COUNT_FINAL = f"SELECT state, count(*) FROM task WHERE state >= {FIRST_FINAL} GROUP BY state"
 
 
@@ -283,58 +290,3 @@ def scan(states: Iterable[int]) -> str:
     wanted = ", ".join(str(int(state)) for state in sorted(set(states)))
     among = f" AND t.state IN ({wanted})" if wanted else ""
     return f"{_SELECT_SLIM} WHERE t.id BETWEEN ? AND ?{among} ORDER BY t.id DESC LIMIT ?"
-
-
-@dataclass
-class Stored:
-    """The tasks of a batch as rows for `INSERT_FRESH`, `INSERT_WHOLE`, `UPDATE`, `INSERT_PAYLOAD`, `INSERT_RESULT`."""
-
-    fresh: list[tuple[Any, ...]] = field(default_factory=list)
-    whole: list[tuple[Any, ...]] = field(default_factory=list)
-    changed: list[Sequence[Any]] = field(default_factory=list)
-    payloads: list[tuple[int, bytes]] = field(default_factory=list)
-    results: list[tuple[int, bytes]] = field(default_factory=list)
-
-
-def stored(new: Iterable[TaskRow], changed: Iterable[TaskChange]) -> Stored:
-    """Take rows apart for the tables they go to."""
-    to = Stored()
-    for row in new:
-        head = row[:_RUN]
-        if row.payload is not None and len(row.payload) > INLINE:
-            to.payloads.append((row.id, row.payload))
-            head = (*row[:_PAYLOAD], len(row.payload), *row[_PAYLOAD + 1 : _RUN])
-        if not row.run and row[_RUN:] == _NEVER_RUN:
-            to.fresh.append(head)
-        else:
-            to.whole.append((*head, *row[_RUN:_RESULT], *_outcome(row, to.results), row.terms_more))
-    to.changed = [change if _fits(change) else (*change[:-2], *_outcome(change, to.results)) for change in changed]
-    return to
-
-
-def stored_uniques(rows: Iterable[UniqueRow]) -> list[tuple[Any, ...]]:
-    """Rows for `INSERT_UNIQUE`: only those of repetitions know already when they expire."""
-    return [(*row, None if row.twin is None else row.until) for row in rows]
-
-
-def _fits(change: TaskChange) -> bool:
-    """Whether it can be stored as it is."""
-    return change.error is None and (change.result is None or len(change.result) <= INLINE)
-
-
-def _outcome(row: TaskRow | TaskChange, results: list[tuple[int, bytes]]) -> tuple[bytes | int | None, str | None]:
-    result: bytes | int | None = row.result
-    if row.result is not None and len(row.result) > INLINE:
-        results.append((row.id, row.result))
-        result = len(row.result)
-    error = None if row.error is None else json.dumps(row.error, ensure_ascii=False, separators=(",", ":"))
-    return result, error
-
-
-def task_row(stored: tuple[Any, ...]) -> TaskRow:
-    """The `TaskRow` of a stored row (or of its beginning, when it has no run); words that rows share are kept once."""
-    if stored[_RUN] is None:
-        # A million of these are made at start: one display, no slices of slices.
-        return _make((stored[0], intern(stored[1]), intern(stored[2]), *stored[3:_RUN], *_NEVER_RUN))
-    error = None if stored[_ERROR] is None else tuple(json.loads(stored[_ERROR]))
-    return _make((stored[0], intern(stored[1]), intern(stored[2]), *stored[3:_ERROR], error, stored[-1]))

@@ -11,6 +11,8 @@ Theory of operation
   file: closing any descriptor of it drops the locks that SQLite holds.
 * A file that cannot be used (damaged, foreign, made by a newer taskq) is looked at through a read-only connection
   first, and left as it is.
+* Every row carries its checksums (`rows`), which are looked at when it is read; `inspection` says what a start looks
+  at. Every commit counts, here and in a file beside the store (`commits`), so that the loss of the newest ones is seen.
 * Disk full: the transaction has been rolled back by SQLite. The reserve file is freed and the same rows are tried once
   more. Any other failed write, or a second full disk, ends the store's writing life: after a failed fsync nobody knows
   what is on disk, and trying again would call it good. (To copy the log may fail: what is in it stays on disk.)
@@ -22,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any, TypeVar
 
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
 from taskq.queue.task import State, TaskRow
-from taskq.stores import backup, cleaning, schema
+from taskq.stores import backup, cleaning, rows, schema
 from taskq.stores.base import (
     AttemptRow,
     Batch,
@@ -42,7 +43,12 @@ from taskq.stores.base import (
     UniqueRow,
     WorkerRow,
 )
+from taskq.stores.commits import CommitCounter, Counted
 from taskq.stores.disk import FileWatch, LockFile, Reserve, free_space, make_file
+from taskq.stores.inspection import first_numbers, inspect, read_head
+from taskq.stores.rows import RECOVER, Head, unsealed
+from taskq.stores.sums import PAYLOAD, blob_sum, sealed
+from taskq.stores.upgrades import bring_up_to_date
 from taskq.turns import Turns
 
 FREE_MARK = 64 * 2**20
@@ -53,7 +59,6 @@ RESERVE = 16 * 2**20
 _OLDEST_SQLITE = (3, 32)  # from there on a statement has room for `Insert`'s parameters
 _PATIENCE = 0.5  # seconds that the start waits for another program's lock
 _ROOM_TO_START = 2**20  # bytes: with less on the disk, the reserve is given up at once
-_CHECKED = 2**30  # bytes: larger files are not read through at start
 _PIECE = 1_000  # rows that one read at start takes; more would only leave the processor's cache
 _SCAN = 50_000  # ids that one piece of a search takes while commits wait
 _BOUNDS = "SELECT (SELECT min(id) FROM task), (SELECT max(id) FROM task)"
@@ -71,14 +76,16 @@ _Result = TypeVar("_Result")
 class SqliteStore:
     """Records in a SQLite file, behind the interface of `taskq.stores.base.Store`.
 
-    Beside ``path`` lie ``-wal`` (part of the database), ``.lock`` and ``.reserve``. ``free_mark`` and ``reserve`` are
-    in bytes.
+    Beside ``path`` lie ``-wal`` (part of the database), ``.commits``, ``.lock`` and ``.reserve``. ``free_mark`` and
+    ``reserve`` are in bytes. ``accept_lost_tail``: open it also when its newest commits are lost.
     """
 
     kind = "sqlite"
     durable = True
 
-    def __init__(self, path: Path, *, free_mark: int = FREE_MARK, reserve: int = RESERVE) -> None:
+    def __init__(
+        self, path: Path, *, free_mark: int = FREE_MARK, reserve: int = RESERVE, accept_lost_tail: bool = False
+    ) -> None:
         self._path = path
         self._free_mark = free_mark
         self._reserve_size = reserve
@@ -86,6 +93,9 @@ class SqliteStore:
         self._lock = LockFile(self._beside(".lock"))
         self._reserve = Reserve(self._beside(".reserve"), reserve)
         self._watch = FileWatch(self._beside("-wal"), path)
+        self._counter = CommitCounter(self._beside(".commits"))
+        self._accept_lost_tail = accept_lost_tail
+        self._head = Head(0, 0, 1, "{}", 0)
         self._db: sqlite3.Connection | None = None
         self._failure: StoreFailed | None = None
         self._freed = 0  # pages that are freed and still in the file
@@ -114,31 +124,46 @@ class SqliteStore:
         self._reserve.find()
         if free_space(self._path.parent) < _ROOM_TO_START:
             self._reserve.free()
-        if not make_file(self._path):
-            self._inspect()
+        counted = self._counter.read()
+        found = None if make_file(self._path) else self._inspect()
+        self._refuse_lost(found, counted)
         db = self._db = self._connect()
-        self._transact(_bring_up_to_date)
-        self._transact(lambda db: db.execute("UPDATE store SET epoch = epoch + 1"))
+        self._with_reserve(bring_up_to_date)
+        self._head = read_head(db)
+        note = ""
+        if found is not None or counted is not None:
+            self._head, note = first_numbers(self._head, counted, self._counter.path, accept=True)
+        self._counter.open()
+        self._transact(lambda db: None, epoch=self._head.epoch + 1)
         self._fill_reserve(free_space(self._path.parent))
         self._watch.begin()
-        return _read_opened(db)
+        return _read_opened(db, self._head, [note] if note else [])
 
-    def _inspect(self) -> None:
+    def _inspect(self) -> Head | None:
         """Look at a file without changing it, as a connection that may write would at its end."""
         log = self._beside("-wal")
         if self._beside("-journal").exists():  # the process died while it made the file
-            return
+            return None
         how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
         try:
             uri = f"{self._path.absolute().as_uri()}?{how}"
             with contextlib.closing(sqlite3.connect(uri, timeout=_PATIENCE, uri=True, isolation_level=None)) as db:
-                schema.check(self._path, *(_single(db, sql) for sql in schema.HEADER))
-                if self._path.stat().st_size <= _CHECKED:
-                    found = _single(db, "PRAGMA quick_check(1)")
-                    if found != "ok":
-                        raise sqlite3.DatabaseError(found)
+                return inspect(db, self._path)
         finally:
             self._beside("-shm").unlink(missing_ok=True)
+
+    def _refuse_lost(self, found: Head | None, counted: Counted | None) -> None:
+        """Raises `StoreDamaged` when the newest commits are lost, or all of them, and that is not accepted."""
+        if self._accept_lost_tail or counted is None or counted.next_id == 1:
+            return
+        if found is not None:
+            first_numbers(found, counted, self._counter.path, accept=False)
+        else:
+            raise StoreDamaged(
+                f"the store {self._path} is empty or an older one, but {self._counter.path.name} has seen"
+                f" {counted.commits:,} commits",
+                hint="put the newest copy of its files back, or go on without with --accept-lost-tail",
+            )
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
@@ -168,39 +193,39 @@ class SqliteStore:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
             self._db = None
+        self._counter.close()
 
     # -- writing -------------------------------------------------------------------------------------------------
 
     def write(self, batch: Batch) -> None:
         """See `Store.write`."""
-        rows = schema.stored(batch.new, batch.changed)
-        totals = json.dumps(batch.totals)
+        to = rows.stored(batch.new, batch.changed)
 
         def statements(db: sqlite3.Connection) -> None:
-            _insert(db, schema.INSERT_FRESH, rows.fresh)
-            _insert(db, schema.INSERT_WHOLE, rows.whole)
-            _insert(db, schema.UPDATE, rows.changed)
-            _insert(db, schema.INSERT_PAYLOAD, rows.payloads)
-            _insert(db, schema.INSERT_RESULT, rows.results)
-            _insert(db, schema.INSERT_RESULT_END, batch.result_ends)
-            _insert(db, schema.INSERT_CALL, batch.calls)
-            _insert(db, schema.INSERT_KEY, [(*key, None) for key in batch.keys])
-            _insert(db, schema.INSERT_UNIQUE, schema.stored_uniques(batch.uniques))
+            _insert(db, schema.INSERT_PLAIN, to.plain)
+            _insert(db, schema.INSERT_YOUNG, to.young)
+            _insert(db, schema.INSERT_WHOLE, to.whole)
+            _insert(db, schema.UPDATE, to.changed)
+            _insert(db, schema.INSERT_PAYLOAD, to.payloads)
+            _insert(db, schema.INSERT_RESULT, to.results)
+            _insert(db, schema.INSERT_RESULT_END, sealed("result_end", batch.result_ends))
+            _insert(db, schema.INSERT_CALL, sealed("call", batch.calls))
+            _insert(db, schema.INSERT_KEY, sealed("key", batch.keys))
+            _insert(db, schema.INSERT_UNIQUE, rows.stored_uniques(batch.uniques))
             _write_rare(db, batch)
-            db.execute("UPDATE store SET next_id = ?, totals = ?", (batch.next_id, totals))
 
         with self._mutex:
-            self._commit(statements)
+            self._commit(statements, next_id=batch.next_id, totals=json.dumps(batch.totals))
 
-    def _commit(self, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
+    def _commit(self, statements: Callable[[sqlite3.Connection], _Result], **numbers: Any) -> _Result:
         """Run statements in one transaction. Raises `StoreFailed`, and from then on always."""
         if self._failure is not None:
             raise StoreFailed(f"the store takes no more writes: {self._failure.message}")
         if self._db is None:
             raise StoreFailed("the store is closed")
         try:
-            result = self._transact(statements)
-        except (sqlite3.Error, ValueError, OverflowError) as error:
+            result = self._transact(statements, **numbers)
+        except (sqlite3.Error, ValueError, OverflowError, OSError) as error:
             self._failure = StoreFailed(f"cannot write to {self._path}: {error}")
             raise self._failure from error
         self._check_files(1)
@@ -218,8 +243,26 @@ class SqliteStore:
             self._db = None
             raise self._failure
 
-    def _transact(self, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
-        """The same with SQLite's errors, and once more when the disk was full and the reserve could be freed."""
+    def _transact(self, statements: Callable[[sqlite3.Connection], _Result], **numbers: Any) -> _Result:
+        """The same with the errors of SQLite and of the system. ``numbers``: what changes in the store's head."""
+        head = self._head._replace(commits=self._head.commits + 1, **numbers)
+
+        def all_statements(db: sqlite3.Connection) -> tuple[_Result, bool]:
+            changes = db.total_changes
+            result = statements(db)
+            counts = bool(numbers) or db.total_changes != changes
+            if counts:
+                db.execute(schema.WRITE_HEAD, head.stored())
+            return result, counts
+
+        result, counts = self._with_reserve(all_statements)
+        if counts:
+            self._head = head
+            self._counter.write(Counted(head.store_id, head.commits, head.epoch, head.next_id))
+        return result
+
+    def _with_reserve(self, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """Run statements in one transaction, once more when the disk was full and the reserve could be freed."""
         assert self._db is not None
         try:
             return _transaction(self._db, statements)
@@ -313,30 +356,33 @@ class SqliteStore:
     def live(self) -> Iterator[TaskRow]:
         """See `Store.live`."""
         last = -1
-        while rows := self._read(schema.LIVE, (last, _PIECE)):
-            last = rows[-1][0]
-            if any(row[-1] is not None for row in rows):
-                runs = {row[0]: row for row in self._read(schema.LIVE_RUNS, (rows[0][0], last))}
-                rows = [runs.get(row[0], row) for row in rows]
-            yield from map(schema.task_row, rows)
+        while found := self._read(schema.LIVE, (last, _PIECE)):
+            last = found[-1][0]
+            if any(row[-1] is not None for row in found):
+                runs = {row[0]: row for row in self._read(schema.LIVE_RUNS, (found[0][0], last))}
+                found = [runs.get(row[0], row) for row in found]
+            yield from map(rows.task_row, found)
 
     def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
         """See `Store.payloads`."""
         asked = json.dumps(list(ids))
-        found = dict(self._read(schema.LARGE_PAYLOADS, (asked,)))
+        large = self._read(schema.LARGE_PAYLOADS, (asked,))
+        found = {id: rows.blob(PAYLOAD, id, payload, sum) for id, payload, sum in large}
         ((small,),) = self._read(schema.PAYLOADS, (asked,))
         for item in small.split(",") if small else ():
-            id, _, payload = item.partition(" ")
+            id, payload, sum = item.split(" ")
             found[int(id)] = bytes.fromhex(payload)
+            if sum and int(sum) != blob_sum(PAYLOAD, int(id), found[int(id)]):
+                raise rows.damaged(id)
         return found
 
     def get(self, ids: Sequence[int]) -> dict[int, TaskRow]:
         """See `Store.get`."""
-        return {row[0]: schema.task_row(row) for row in self._read(schema.GET, (json.dumps(list(ids)),))}
+        return {row[0]: rows.whole_row(row) for row in self._read(schema.GET, (json.dumps(list(ids)),))}
 
     def slim(self, ids: Sequence[int]) -> dict[int, TaskRow]:
         """See `Store.slim`."""
-        return {row[0]: schema.task_row(row) for row in self._read(schema.GET_SLIM, (json.dumps(list(ids)),))}
+        return {row[0]: rows.slim_row(row) for row in self._read(schema.GET_SLIM, (json.dumps(list(ids)),))}
 
     def select(
         self, *, states: Iterable[State] = (), type: str | None = None, queue: str | None = None, limit: int = 50
@@ -347,8 +393,8 @@ class SqliteStore:
         found: list[TaskRow] = []
         # In pieces, since a rare thing may be far back and commits are waiting.
         while first is not None and last >= first and len(found) < limit:
-            rows = self._read(sql, (*parameters, last - _SCAN + 1, last, limit - len(found)))
-            found.extend(map(schema.task_row, rows))
+            piece = self._read(sql, (*parameters, last - _SCAN + 1, last, limit - len(found)))
+            found.extend(map(rows.whole_row, piece))
             last -= _SCAN
         return found
 
@@ -358,47 +404,46 @@ class SqliteStore:
         if first is None:
             return [], 0
         top = min(last, below - 1) if below else last
-        rows = self._read(schema.scan(states), (top - _SCAN + 1, top, limit))
-        done = rows[-1][0] if len(rows) == limit else top - _SCAN + 1
-        return list(map(schema.task_row, rows)), done if done > first else 0
+        found = self._read(schema.scan(states), (top - _SCAN + 1, top, limit))
+        done = found[-1][0] if len(found) == limit else top - _SCAN + 1
+        return list(map(rows.slim_row, found)), done if done > first else 0
 
     def attempts(self, id: int) -> list[AttemptRow]:
         """See `Store.attempts`."""
-        return [AttemptRow(*row) for row in self._read(schema.ATTEMPTS, (id,))]
+        return [AttemptRow(*unsealed("attempt", row)) for row in self._read(schema.ATTEMPTS, (id,))]
 
     def last_seq(self, client: int) -> int:
         """See `Store.last_seq`."""
-        rows = self._read("SELECT max(seq) FROM call WHERE client = ?", (client,))
-        return int(rows[0][0] or 0)
+        ((last,),) = self._read("SELECT max(seq) FROM call WHERE client = ?", (client,))
+        return int(last or 0)
 
     def find_call(self, client: int, seq: int) -> CallRow | None:
         """See `Store.find_call`."""
-        rows = self._read(
-            "SELECT client, seq, first_id, size, digest, at FROM call WHERE client = ? AND seq = ?", (client, seq)
-        )
-        return CallRow(*rows[0]) if rows else None
+        found = self._read(schema.CALL, (client, seq))
+        return CallRow(*unsealed("call", found[0])) if found else None
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, KeyRow]:
         """See `Store.find_keys`."""
         found = {}
         for key in keys:
-            for row in self._read("SELECT key, id, digest FROM key WHERE key = ?", (key,)):
-                found[key] = KeyRow(*row)
+            for row in self._read(schema.KEY, (key,)):
+                found[key] = KeyRow(*unsealed("key", row))
         return found
 
     def uniques_of(self, ids: Sequence[int]) -> list[UniqueRow]:
         """See `Store.uniques_of`."""
-        return [UniqueRow(*row) for row in self._read(schema.UNIQUES_OF, (json.dumps(list(ids)),))]
+        return [_unique(row) for row in self._read(schema.UNIQUES_OF, (json.dumps(list(ids)),))]
 
     def uniques(self, now: float) -> list[UniqueRow]:
         """See `Store.uniques`."""
         if not self._read(schema.ANY_UNIQUES)[0][0]:
             return []
-        return [UniqueRow(*row) for row in self._read(schema.UNIQUES, (now,))]
+        return [_unique(row) for row in self._read(schema.UNIQUES, (now,))]
 
     def twins(self, ids: Sequence[int]) -> dict[int, int]:
         """See `Store.twins`."""
-        return dict(self._read(schema.TWINS, (json.dumps(list(ids)),)))
+        found = [_unique(row) for row in self._read(schema.TWINS, (json.dumps(list(ids)),))]
+        return {row.id: row.twin for row in found if row.twin is not None}
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with self._mutex, self._translated("read"):
@@ -408,12 +453,14 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def _translated(self, verb: str) -> Iterator[None]:
-        """SQLite's errors as ours. A plain `sqlite3.DatabaseError` is damage: all others have classes of their own."""
+        """SQLite's errors as ours. A plain `sqlite3.DatabaseError` is damage: all others have classes of their own, but
+        for text that is none.
+        """
         try:
             yield
         except sqlite3.Error as error:
-            if type(error) is sqlite3.DatabaseError:
-                raise StoreDamaged(f"the store {self._path} is damaged: {error}") from error
+            if type(error) is sqlite3.DatabaseError or "Could not decode" in str(error):
+                raise StoreDamaged(f"the store {self._path} is damaged: {error}", hint=RECOVER) from error
             if "locked" in str(error):
                 raise StoreLocked(f"the store {self._path} is locked by another program") from error
             raise StoreFailed(f"cannot {verb} {self._path}: {error}") from error
@@ -433,34 +480,23 @@ def _transaction(db: sqlite3.Connection, statements: Callable[[sqlite3.Connectio
     return result
 
 
-def _bring_up_to_date(db: sqlite3.Connection) -> None:
-    """Make the tables in an empty file (again, where a process died before it had), or lead older ones to `VERSION`."""
-    version = _single(db, "PRAGMA user_version")
-    if version == 0:
-        for statement in schema.TABLES:
-            db.execute(statement)
-        db.execute("INSERT INTO store VALUES (1, ?, 0, 1, '{}')", (secrets.randbits(63),))
-        db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-    for step in range(version or schema.VERSION, schema.VERSION):
-        for statement in schema.UPGRADES[step]:
-            db.execute(statement)
-    if version != schema.VERSION:
-        db.execute(f"PRAGMA user_version = {schema.VERSION}")
-
-
-def _read_opened(db: sqlite3.Connection) -> Opened:
-    store_id, epoch, next_id, totals = db.execute("SELECT store_id, epoch, next_id, totals FROM store").fetchone()
+def _read_opened(db: sqlite3.Connection, head: Head, notes: list[str]) -> Opened:
     return Opened(
-        store_id,
-        epoch,
-        next_id,
-        json.loads(totals),
+        head.store_id,
+        head.epoch,
+        head.next_id,
+        json.loads(head.totals),
         _single(db, schema.COUNT_LIVE),
         {State(state): count for state, count in db.execute(schema.COUNT_FINAL)},
-        [TypeRow(*row) for row in db.execute("SELECT name, info FROM type ORDER BY rowid")],
-        [WorkerRow(*row) for row in db.execute("SELECT incarnation, pool, name, host, pid FROM worker")],
-        [QueueRow(*row) for row in db.execute("SELECT name, paused_by, paused_at, max_running FROM queue")],
+        [TypeRow(*unsealed("type", row)) for row in db.execute(schema.TYPES)],
+        [WorkerRow(*unsealed("worker", row)) for row in db.execute(schema.WORKERS)],
+        [QueueRow(*unsealed("queue", row)) for row in db.execute(schema.QUEUES)],
+        notes,
     )
+
+
+def _unique(row: Sequence[Any]) -> UniqueRow:
+    return UniqueRow(*unsealed("uniqueness", row))
 
 
 def _insert(db: sqlite3.Connection, insert: schema.Insert, rows: Sequence[Sequence[Any]]) -> None:
@@ -470,16 +506,16 @@ def _insert(db: sqlite3.Connection, insert: schema.Insert, rows: Sequence[Sequen
 
 def _write_rare(db: sqlite3.Connection, batch: Batch) -> None:
     if batch.types:
-        db.executemany("INSERT OR REPLACE INTO type VALUES (?, ?)", batch.types)
+        db.executemany("INSERT OR REPLACE INTO type VALUES (?, ?, ?)", sealed("type", batch.types))
     if batch.joined:
-        db.executemany("INSERT OR REPLACE INTO worker VALUES (?, ?, ?, ?, ?)", batch.joined)
+        db.executemany("INSERT OR REPLACE INTO worker VALUES (?, ?, ?, ?, ?, ?)", sealed("worker", batch.joined))
     if batch.left:
         db.executemany("DELETE FROM worker WHERE incarnation = ?", [(incarnation,) for incarnation in batch.left])
     if batch.attempts:
-        _insert(db, schema.INSERT_ATTEMPT, batch.attempts)
+        _insert(db, schema.INSERT_ATTEMPT, sealed("attempt", batch.attempts))
         db.execute(schema.OLD_ATTEMPTS, (json.dumps(sorted({attempt.id for attempt in batch.attempts})),))
     if batch.queues:
-        db.executemany("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?)", batch.queues)
+        db.executemany("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?)", sealed("queue", batch.queues))
 
 
 def _abandon(db: sqlite3.Connection | None) -> None:

@@ -50,7 +50,16 @@ ONLY_IN = {
     "msgpack": ["wire.*"],
     "multiprocessing": ["wire.*", "bench.floors", "bench.plain"],
     "click": ["cli.*", "__main__"],
-    "sqlite3": ["stores.sqlite", "stores.cleaning", "stores.backup", "stores.disk", "bench.floors"],
+    "sqlite3": [
+        "stores.sqlite",
+        "stores.cleaning",
+        "stores.inspection",
+        "stores.backup",
+        "stores.recovery",
+        "stores.upgrades",
+        "stores.disk",
+        "bench.floors",
+    ],
     "psutil": ["workers.*", "monitor", "manager", "bench.*"],
     "rich": ["monitor", "views", "cli.monitor"],
 }
@@ -74,7 +83,7 @@ PURE = (
         "queue.suspects",
         "queue.uniqueness",
     ),
-    *("queue.dispatch", "queue.explain"),
+    *("queue.dispatch", "queue.explain", "stores.sums", "stores.rows"),
     *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec", "wire.seal"),
     *("where", "dead_letters", "layout", "records", "views", "bench.figures", "workers.overtime", "workers.stacks"),
 )

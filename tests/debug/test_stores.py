@@ -63,7 +63,7 @@ def row(id: int, state: State = State.PENDING, **others: Any) -> TaskRow:
         "error": None,
         "terms_more": None,
     }
-    return TaskRow(id=id, state=state, **{**fields, **others})
+    return TaskRow(id=id, state=int(state), **{**fields, **others})
 
 
 def finished(id: int, state: State = State.COMPLETED, at: float = NOW, **others: Any) -> TaskRow:

@@ -17,7 +17,7 @@ import pytest
 
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
-from taskq.stores import cleaning, schema
+from taskq.stores import cleaning, schema, upgrades
 from taskq.stores.base import Batch
 from taskq.stores.sqlite import SqliteStore
 
@@ -61,7 +61,7 @@ def row(id: int, **others: object) -> TaskRow:
 
 def done(id: int, result: bytes = b"") -> TaskRow:
     """A completed record, as the queue hands it over."""
-    return row(id, payload=None, state=State.COMPLETED, run=id, finished_at=2.0, result=result)
+    return row(id, payload=None, state=int(State.COMPLETED), run=id, finished_at=2.0, result=result)
 
 
 @pytest.fixture
@@ -104,10 +104,11 @@ def test_only_this_user_can_read_the_files(store: SqliteStore, path: Path) -> No
     assert {file.name for file in path.parent.iterdir()} == {
         "store.sqlite",
         "store.sqlite-wal",
+        "store.sqlite.commits",
         "store.sqlite.lock",
         "store.sqlite.reserve",
     }
-    for name in ("store.sqlite", "store.sqlite-wal", "store.sqlite.lock"):
+    for name in ("store.sqlite", "store.sqlite-wal", "store.sqlite.commits", "store.sqlite.lock"):
         assert path.with_name(name).stat().st_mode & 0o077 == 0, name
 
 
@@ -269,10 +270,10 @@ def test_an_older_store_is_led_up(store: SqliteStore, monkeypatch: pytest.Monkey
     store.close()
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 2)
     steps = {
-        schema.VERSION - 2: ("CREATE TABLE one (x)", "INSERT INTO one VALUES (5)"),
-        schema.VERSION - 1: ("CREATE TABLE two AS SELECT x + 1 AS y FROM one",),
+        schema.VERSION - 2: lambda db: db.execute("CREATE TABLE one AS SELECT 5 AS x"),
+        schema.VERSION - 1: lambda db: db.execute("CREATE TABLE two AS SELECT x + 1 AS y FROM one"),
     }
-    monkeypatch.setattr(schema, "UPGRADES", steps)
+    monkeypatch.setattr(upgrades, "UPGRADES", steps)
     assert store.open().live == 1
     assert store._read("SELECT y FROM two") == [(6,)]
     store.close()
