@@ -5,19 +5,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 import secrets
-import shutil
-import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, Process, wait_until
+from cluster import Cluster, wait_until
+from systrace import Call, calls, obstacle, strace
 from traces import MODULE, traces, write_module
 
 from taskq.errors import ManagerUnavailable, OutcomeUnknown, ShuttingDown, StorageFull
@@ -26,76 +21,7 @@ from taskq.service import ACK, Submitted, WorkerInfo
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
 
-
-def _obstacle() -> str:
-    """Why strace cannot be used here; empty when it can."""
-    if shutil.which("strace") is None:
-        return "strace is not installed"
-    tried = subprocess.run(["strace", "-f", "-e", "trace=none", "true"], capture_output=True, text=True, check=False)
-    return "" if tried.returncode == 0 else f"strace does not work here: {tried.stderr.strip()[:100]}"
-
-
-pytestmark = pytest.mark.skipif(bool(_obstacle()), reason=_obstacle())
-
-
-@contextlib.contextmanager
-def strace(process: Process, output: Path, *options: str) -> Iterator[None]:
-    """Watch a process, all its threads included, while the block runs."""
-    command = ["strace", "-f", "-y", "-s", "20000", "-o", output, *options, "-p", str(process.pid)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as watcher:
-        assert watcher.stderr is not None
-        try:
-            line = watcher.stderr.readline()
-            assert "attached" in line, line
-            yield
-        finally:
-            watcher.terminate()
-
-
-@dataclass
-class Call:
-    """One system call. ``start``, ``end``: places in the order of all that strace saw; ``thread``: who made it."""
-
-    thread: int
-    name: str
-    text: str
-    start: int
-    end: int
-
-    @property
-    def descriptor(self) -> str:
-        """Its first argument: a number and, in angle brackets, the file or socket."""
-        return self.text.partition(",")[0].partition(")")[0]
-
-    @property
-    def worked(self) -> bool:
-        """Whether it gave no error."""
-        return not re.search(r"\) += -1", self.text)
-
-
-LINE = re.compile(r"(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)")
-
-
-def calls(output: Path) -> list[Call]:
-    """What strace wrote, with calls put together that it had to break in two."""
-    found: list[Call] = []
-    begun: dict[int, Call] = {}
-    for place, line in enumerate(output.read_text(errors="replace").splitlines()):
-        match = LINE.match(line)
-        if match is None:
-            continue  # a thread ended, a signal
-        thread, resumed, name, text = int(match[1]), match[2], match[3], match[4]
-        if resumed:
-            call = begun.pop(thread, None)
-            if call is not None:  # else it had begun before strace came
-                call.text += text
-                call.end = place
-                found.append(call)
-        elif text.endswith("<unfinished ...>"):
-            begun[thread] = Call(thread, name, text.removesuffix("<unfinished ...>"), place, place)
-        else:
-            found.append(Call(thread, name, text, place, place))
-    return found
+pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 
 
 def check_order(found: list[Call], marks: list[str]) -> int:
