@@ -172,7 +172,8 @@ def i5_runs_rise(seen: Observed, stored: Stored) -> Iterator[Violation]:
     for task, runs in seen.runs.items():
         leases = seen.leases(task)
         for before, after in pairwise(leases):
-            if after.run < before.run:
+            hit = after.leased == inf and any(_hits(fault, after) for fault in seen.faults)  # it woke up, and started
+            if after.run < before.run and not hit:
                 yield Violation("I5", f"run {after.run} after {before.run}", task)
         for run in leases:
             if any(later.run > run.run and later.at < one["since"] for one in run.accepted() for later in leases):
@@ -193,11 +194,10 @@ def i6_leases_apart(seen: Observed, stored: Stored) -> Iterator[Violation]:
     }
     again = seen.requeued()
     for task in seen.runs:
-        leases = seen.leases(task)
+        leases = seen.by_run(task)
         for before, after in pairwise(leases):
-            over = min([one["since"] for one in before.reported()], default=inf)
             reason = any(_takes_away(fault, before, after) for fault in seen.faults)
-            if after.at < over and not (reason or _two_managers_died(before, after)):
+            if after.at < before.over and not (reason or _two_managers_died(before, after)):
                 yield Violation("I6", f"run {after.run} began while run {before.run} was under way", task)
         if task in again:
             continue
@@ -231,7 +231,7 @@ def i7_side_effects(seen: Observed, stored: Stored) -> Iterator[Violation]:
             yield Violation("I7", "completed without a side effect", row.id)
     again = seen.requeued()
     for task in seen.runs:
-        begun = [run for run in seen.leases(task) if run.starts]
+        begun = [run for run in seen.by_run(task) if run.starts]
         for run in begun:
             if len(run.starts) > 1:
                 yield Violation("I7", f"run {run.run} had {len(run.starts)} side effects", task)
@@ -266,7 +266,7 @@ def i8_attempts(seen: Observed, stored: Stored) -> Iterator[Violation]:
             yield Violation("I8", text, row.id)
         yield from _limits(row, runs)
     for task in seen.runs.keys() - again:
-        yield from _pauses(seen.leases(task))
+        yield from _pauses(seen.by_run(task))
 
 
 def _limits(row: TaskRow, runs: Sequence[Run]) -> Iterator[Violation]:

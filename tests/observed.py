@@ -62,6 +62,14 @@ class Run:
         """When it was got, as far as that is known."""
         return min(self.leased, *self.starts, inf)
 
+    @property
+    def over(self) -> float:
+        """When its worker began to tell of its end; where reports were not seen, when its code was over."""
+        known = [one["since"] for one in self.reported()]
+        if not self.reports:
+            known += [at for at in (self.end, self.failed) if at is not None]
+        return min(known, default=inf)
+
     def reported(self, *kinds: str) -> list[Record]:
         """The reports of these kinds (none: all) that were not refused."""
         return [one for one in self.reports if (not kinds or one["kind"] in kinds) and one["outcome"] != "refused"]
@@ -98,6 +106,10 @@ class Observed:
     def leases(self, task: int) -> list[Run]:
         """The runs of a task in the order in which workers got them."""
         return sorted(self.runs.get(task, {}).values(), key=lambda run: run.at)
+
+    def by_run(self, task: int) -> list[Run]:
+        """The runs of a task in the order of their numbers, in which its manager gave them."""
+        return sorted(self.runs.get(task, {}).values(), key=lambda run: run.run)
 
     def gone(self) -> set[int]:
         """Tasks whose records were deleted on request, or may have been."""

@@ -1,12 +1,11 @@
 """One submitter of the crash storm: submits its share, whatever happens to the manager, and notes what was accepted.
 
-A call without an answer is repeated as the same call (same client, same number) until there is one. Everything that was
-acknowledged is in the file of acknowledgements, one JSON line a call.
+A call without an answer is repeated as the same call (same client, same number) until there is one. What it asked and
+heard is in its history (see `history`), each try of each call.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import secrets
 import sys
@@ -14,10 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from history import History, HistoryFile
+
 from taskq.config import read_join
 from taskq.errors import ManagerUnavailable, OutcomeUnknown, QueueFull, ShuttingDown
 from taskq.queue.task import NewTask, new_task
-from taskq.service import Submitted
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
 
@@ -27,13 +27,13 @@ PATIENCE = 150.0
 """Seconds for everything."""
 
 
-def batches(part: int, count: int, rng: random.Random) -> Iterator[list[tuple[int, NewTask]]]:
-    """This submitter's tasks with their numbers, in the batches in which they are submitted."""
+def batches(part: int, count: int, rng: random.Random) -> Iterator[list[NewTask]]:
+    """This submitter's tasks, in the batches in which they are submitted."""
     numbers = [*range(part * count, (part + 1) * count), *range(-SHARED, 0)]
     rng.shuffle(numbers)
     while numbers:
         size = rng.choice([1, 1, 5, 20, 60])
-        yield [(number, make(number, part, rng)) for number in numbers[:size]]
+        yield [make(number, part, rng) for number in numbers[:size]]
         del numbers[:size]
 
 
@@ -50,16 +50,20 @@ def make(number: int, part: int, rng: random.Random) -> NewTask:
     return new_task("flaky", encode_arguments((number,), {}), backoff=0.2, key=key)
 
 
-def submit(queue: RemoteQueue, client: int, seq: int, items: list[NewTask], counts: dict[str, int]) -> Submitted:
+def submit(queue: RemoteQueue, history: History, client: int, seq: int, items: list[NewTask]) -> None:
     """Make one call until it is answered."""
     give_up = time.monotonic() + PATIENCE
     while True:
+        call = history.submit(client, seq, [(item.terms.type, item.payload, item.key) for item in items])
         try:
-            return queue.submit(client, seq, items)
-        except QueueFull:
-            counts["full"] += 1
-        except (ManagerUnavailable, OutcomeUnknown, ShuttingDown):
-            counts["unanswered"] += 1
+            reply = queue.submit(client, seq, items)
+        except (QueueFull, ShuttingDown) as error:
+            history.refused(call, error.code)
+        except (ManagerUnavailable, OutcomeUnknown) as error:
+            history.unknown(call, error.code)
+        else:
+            history.ok(call, ids=list(reply.ids), existing=list(reply.existing))
+            return
         if time.monotonic() > give_up:
             raise TimeoutError(f"call {seq} had no answer")
         time.sleep(0.03)
@@ -70,15 +74,11 @@ def main(folder: Path, part: int, count: int, seed: int) -> None:
     rng = random.Random(seed * 1_000 + part)
     queue = RemoteQueue(read_join(folder / "state" / "join.json"), connect_timeout=2.0)
     client = secrets.randbits(63)
-    counts = {"full": 0, "unanswered": 0}
-    with (folder / f"accepted-{part}").open("w") as file:
-        for seq, batch in enumerate(batches(part, count, rng), 1):
-            reply = submit(queue, client, seq, [item for _, item in batch], counts)
-            entry = {"numbers": [number for number, _ in batch], "ids": reply.ids, "existing": reply.existing}
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
+    history = HistoryFile(folder, f"submitter{part}")
+    for seq, batch in enumerate(batches(part, count, rng), 1):
+        submit(queue, history, client, seq, batch)
+    history.close()
     queue.close()
-    print(json.dumps(counts))
 
 
 if __name__ == "__main__":

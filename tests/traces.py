@@ -24,9 +24,14 @@ HERE = Path(__file__).parent
 FILE = os.open(HERE / f"trace-{os.getpid()}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 
-def trace(word):
+def note(word, me, value):
+    """Where a history is wanted, it is written here."""
+
+
+def trace(word, value=None):
     """One line of fixed length: what happened, and which run of which task this is."""
     me = current_task()
+    note(word, me, value)
     os.write(FILE, f"{word:6}{me.id:10}{me.run:18}{me.attempt:5}{'':24}\\n".encode())
 
 
@@ -34,7 +39,7 @@ def trace(word):
 def quick(number):
     """Over at once."""
     trace("begin")
-    trace("end")
+    trace("end", number)
     return number
 
 
@@ -43,7 +48,7 @@ def nap(number, seconds):
     """Takes its time."""
     trace("begin")
     time.sleep(seconds)
-    trace("end")
+    trace("end", number)
     return number
 
 
@@ -54,7 +59,7 @@ def flaky(number):
     if current_task().attempt == 1:
         trace("fail")
         raise OSError(number)
-    trace("end")
+    trace("end", number)
     return number
 
 
@@ -70,6 +75,31 @@ def hold(name):
 '''
 
 
+NOTES = '''
+import sys
+
+sys.path.insert(0, {tests!r})
+
+from history import HistoryFile  # noqa: E402
+
+from taskq.wire.codec import encode  # noqa: E402
+
+HISTORY = HistoryFile(HERE, "worker")
+
+
+def note(word, me, value):
+    """The same as a record of the history."""
+    worker = str(os.getpid())
+    if word == "begin":
+        HISTORY.start(me.id, me.run, worker)
+    elif word == "end":
+        HISTORY.end(me.id, me.run, worker, encode(value))
+    else:
+        HISTORY.fail(me.id, me.run, worker)
+'''
+"""What makes the tasks write a history too (see `history`), in the same folder; a worker is called by its pid there."""
+
+
 class Trace(NamedTuple):
     """One line: ``word`` (begin, end, fail) of a run in the process ``pid``."""
 
@@ -80,9 +110,10 @@ class Trace(NamedTuple):
     pid: int
 
 
-def write_module(folder: Path) -> None:
+def write_module(folder: Path, *, history: bool = False) -> None:
     """Put the tasks where worker processes of this folder find them (``--tasks traced``)."""
-    (folder / f"{MODULE}.py").write_text(TASKS)
+    notes = NOTES.format(tests=str(Path(__file__).parent)) if history else ""
+    (folder / f"{MODULE}.py").write_text(TASKS + notes)
 
 
 def progress(folder: Path) -> int:
