@@ -162,17 +162,21 @@ class ClientVerbs(QueueCore):
         if len(ids) > MAX_BATCH:
             raise BadArguments(f"at most {MAX_BATCH:,} ids in one call")
         labels: dict[int, str] = {}
-        with self._lock:
-            self._refuse_if_shut()
-            now = self._now()
-            for task_id in ids:
-                state, changes = self._state.cancel(task_id, now)
-                self._record(changes)
-                if state is not None:
-                    labels[task_id] = state.label
-            self._commit.settle(self._commit.mark)
-        stored = self._store.get([task_id for task_id in ids if task_id not in labels])
-        labels.update((task_id, State(row.state).label) for task_id, row in stored.items())
+        left: Sequence[int] = ids
+        while left:
+            with self._lock:
+                self._refuse_if_shut()
+                now = self._now()
+                for task_id in left:
+                    state, changes = self._state.cancel(task_id, now)
+                    self._record(changes)
+                    if state is not None:
+                        labels[task_id] = state.label
+                self._commit.settle(self._commit.mark)
+            stored = self._store.get([task_id for task_id in left if task_id not in labels])
+            over = {task_id: State(row.state) for task_id, row in stored.items() if row.state in FINAL}
+            labels.update((task_id, state.label) for task_id, state in over.items())
+            left = [task_id for task_id in stored if task_id not in over]  # submitted, or requeued, just now
         return [labels.get(task_id, "unknown") for task_id in ids]
 
     def purge(self, states: Sequence[str], older_s: float) -> int:
