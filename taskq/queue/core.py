@@ -26,6 +26,7 @@ from taskq.config import QueueSettings
 from taskq.errors import ShuttingDown, StoreFailed
 from taskq.logs import event
 from taskq.queue import task_log
+from taskq.queue.ageing import Ageing
 from taskq.queue.announced import Announced
 from taskq.queue.backups import Backups
 from taskq.queue.changes import Changes
@@ -93,6 +94,8 @@ class QueueCore:
         now = self._now()
         self._opened = opened
         self._started_at = now.wall
+        self._started_mono = now.mono
+        self._ageing = Ageing(now)
         self._state = QueueState(self.settings, epoch=opened.epoch, next_id=opened.next_id)
         self._state.figures.totals.update(opened.totals)
         self._state.figures.final.update(opened.final)
@@ -188,7 +191,7 @@ class QueueCore:
 
     def clean(self) -> bool:
         """Delete a piece of what is too old in the store; gives whether there may be more."""
-        wall = self._clock.wall()
+        wall = self._ageing.wall(self._now())
         done = self._purge_piece([State.COMPLETED, State.CANCELLED], wall - self.settings.keep_completed)
         failed = self._purge_piece([State.FAILED], wall - self.settings.keep_failed)
         forgotten = self._store.forget_results(wall, PURGE_STEP)

@@ -59,7 +59,7 @@ class JobQueue(ClientVerbs, RecordVerbs, QueueVerbs, WorkerVerbs):
             "version": VERSION,
             "pid": os.getpid(),
             "started_at": iso(self._started_at),
-            "uptime_s": self._now().wall - self._started_at,
+            "uptime_s": self._now().mono - self._started_mono,
             "store": self._store.kind,
             "durable": self._store.durable,
             **self.self_report(),

@@ -213,7 +213,7 @@ class QueueState(Moves):
 
     def report(self, worker: Worker, reports: Sequence[Report], now: Moment) -> tuple[list[int], Changes]:
         """Take in outcomes; gives the positions of those that are stale."""
-        changes = Changes()
+        changes = self.places.follow_wall_clock(now)  # first: what is put off from here on is by the new time
         refused = []
         acked: list[tuple[Task, Report]] = []
         for position, report in enumerate(reports):
@@ -282,7 +282,7 @@ class QueueState(Moves):
         once.
         """
         death = {"how": how, **(evidence or {})}
-        changes = Changes()
+        changes = self.places.follow_wall_clock(now)
         for task in list(worker.running.values()):
             began = started is None or started.get(task.id) == task.run
             if not (began and counts):

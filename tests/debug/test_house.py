@@ -68,6 +68,7 @@ PURE = (
     *("queue.task", "queue.lifecycle", "queue.retry", "queue.ready", "queue.schedule", "queue.state", "queue.leases"),
     *(
         "queue.admission",
+        "queue.ageing",
         "queue.announced",
         "queue.changes",
         "queue.check",
