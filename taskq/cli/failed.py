@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from taskq.cli.options import Connection, common_options, connection_options
 from taskq.cli.output import Output
 from taskq.cli.tasks import TASK_ID, Verbs, act, connected, show_task
 from taskq.clock import SystemClock
-from taskq.errors import BadArguments
 from taskq.layout import counted
 from taskq.selecting import FAILED_ONLY
 from taskq.service import MAX_BATCH, QueueService
@@ -102,7 +100,7 @@ def _act(
         ids = _meant(queue, where or "")
         if not ids:
             output.note("no failed task is like that" if where else "no failed tasks")
-        elif not yes and not _agreed(f"{verb} {counted(len(ids), 'failed task')}?"):
+        elif not yes and not output.agreed(f"{verb} {counted(len(ids), 'failed task')}?"):
             output.note("nothing was done")
             return out.EXIT_FAILED
         one = getattr(queue, verb)
@@ -120,10 +118,3 @@ def _meant(queue: QueueService, where: str) -> list[int]:
     from taskq.selecting import matching
 
     return [record["id"] for record in matching(queue, where, FAILED_ONLY)]
-
-
-def _agreed(question: str) -> bool:
-    """Ask the person at the terminal. Raises `BadArguments` where there is none."""
-    if not sys.stdin.isatty():
-        raise BadArguments(f"{question.removesuffix('?')}: nobody is there to ask", hint="add --yes")
-    return click.confirm(question, err=True)

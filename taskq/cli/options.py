@@ -230,6 +230,46 @@ def common_options(function: Function[R]) -> Function[R]:
     return _apply(options, wrapper)
 
 
+_POOL_OPTIONS: list[Decorator] = [
+    setting(
+        "--workers",
+        type=Integer(0, 1000),
+        default=4,
+        show_default=True,
+        metavar="N",
+        help="Worker processes.",
+    ),
+    setting(
+        "--threads",
+        type=Integer(1, 1000),
+        default=4,
+        show_default=True,
+        metavar="N",
+        help="Tasks that each of them runs at a time.",
+    ),
+    setting(
+        "--tasks",
+        multiple=True,
+        metavar="MODULE",
+        help="Module with your tasks, found from the current folder; may be repeated.",
+    ),
+    setting("--queues", default="", metavar="A,B", help="Serve only these queues.  [all]"),
+    setting(
+        "--queue-order",
+        type=click.Choice((STRICT, FAIR)),
+        help="One queue after the other as --queues names them, or in turn.  [by priority and age over all]",
+    ),
+    setting(
+        "--drain-timeout",
+        type=DURATION,
+        default="30s",
+        show_default=True,
+        metavar="TIME",
+        help="How long running tasks may go on at the stop.",
+    ),
+]
+
+
 def pool_options(function: Function[R]) -> Function[R]:
     """Add ``--workers --threads --tasks --queues --queue-order --drain-timeout``: the command gets ``pool``."""
 
@@ -257,45 +297,7 @@ def pool_options(function: Function[R]) -> Function[R]:
         )
         return function(pool=pool, **others)
 
-    options: list[Decorator] = [
-        setting(
-            "--workers",
-            type=Integer(0, 1000),
-            default=4,
-            show_default=True,
-            metavar="N",
-            help="Worker processes.",
-        ),
-        setting(
-            "--threads",
-            type=Integer(1, 1000),
-            default=4,
-            show_default=True,
-            metavar="N",
-            help="Tasks that each of them runs at a time.",
-        ),
-        setting(
-            "--tasks",
-            multiple=True,
-            metavar="MODULE",
-            help="Module with your tasks, found from the current folder; may be repeated.",
-        ),
-        setting("--queues", default="", metavar="A,B", help="Serve only these queues.  [all]"),
-        setting(
-            "--queue-order",
-            type=click.Choice((STRICT, FAIR)),
-            help="One queue after the other as --queues names them, or in turn.  [by priority and age over all]",
-        ),
-        setting(
-            "--drain-timeout",
-            type=DURATION,
-            default="30s",
-            show_default=True,
-            metavar="TIME",
-            help="How long running tasks may go on at the stop.",
-        ),
-    ]
-    return _apply(options, wrapper)
+    return _apply(_POOL_OPTIONS, wrapper)
 
 
 def key_option(function: Function[R]) -> Function[R]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -238,17 +239,11 @@ def ids_where(queue: QueueService, where: str, states: Sequence[str]) -> Iterato
 
     Raises `BadArguments` when they cannot be read.
     """
-    from taskq import where as conditions
+    from taskq.selecting import matching
 
-    wanted = conditions.parse(where)
-    below = 0
-    while True:
-        records, below = queue.find(where, states, below)
-        found = [record["id"] for record in records if wanted.matches(record)]
-        for start in range(0, len(found), MAX_BATCH):
-            yield found[start : start + MAX_BATCH]
-        if not below:
-            return
+    found = (record["id"] for record in matching(queue, where, states))
+    while batch := list(islice(found, MAX_BATCH)):
+        yield batch
 
 
 @task.command("requeue", example="taskq-monitor task requeue 42 43")

@@ -9,15 +9,11 @@ machine) was suspended.
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 from math import inf
 from typing import Protocol
 
-from taskq import threads
-from taskq.errors import TaskqError
-from taskq.logs import event
-
-log = logging.getLogger("taskq.queue")
+from taskq.queue.background import Background
 
 LINGER = 0.025
 """Seconds that a change for which nobody waits may wait for somebody else's commit; a hand-out: twice that."""
@@ -49,28 +45,15 @@ class Chores(Protocol):
         ...
 
 
-class Housekeeper:
+class Housekeeper(Background):
     """A thread that does `Chores` when they are due."""
 
     def __init__(self, chores: Chores) -> None:
+        super().__init__("housekeeper", "housekeeping")
         self._chores = chores
-        self._wake = threads.event()
-        self._stopping = False
         self._wakes_at = 0.0
         self._expected_at = inf
-        self._thread: threads.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threads.new_thread(self._run, "housekeeper")
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread and wait for it."""
-        self._stopping = True
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._looked = self._tidied = 0.0
 
     def expect(self, seconds: float) -> None:
         """Something will be due in so many seconds. Called with the queue's lock held."""
@@ -79,26 +62,24 @@ class Housekeeper:
         if self._wakes_at > due_at:
             self._wake.set()
 
+    def _round(self, meant_at: float) -> float:
+        """Do what is due; gives the seconds until there is more to do."""
+        wait = self._chores.tick(meant_at)
+        now = self._chores.monotonic()
+        if now - self._looked >= ROUND:
+            self._looked = now
+            self._chores.look_after_disk()
+        if now - self._tidied >= TIDY:
+            self._tidied = now
+            self._chores.tidy()
+        return wait
+
     def _run(self) -> None:
-        meant_at = looked = tidied = self._chores.monotonic()
+        meant_at = self._looked = self._tidied = self._chores.monotonic()
         while not self._stopping:
             self._expected_at = inf
             began = self._chores.monotonic()  # before all else: a suspension may fall on any line of the loop
-            try:
-                wait = self._chores.tick(meant_at)
-                now = self._chores.monotonic()
-                if now - looked >= ROUND:
-                    looked = now
-                    self._chores.look_after_disk()
-                if now - tidied >= TIDY:
-                    tidied = now
-                    self._chores.tidy()
-            except TaskqError as error:  # the store is broken: whoever waits for it is told, and the manager ends
-                event(log, logging.ERROR, "failed", f"housekeeping: {error.message}")
-                wait = ROUND
-            except Exception:  # a bug in one round must not be the end of all further ones
-                log.exception("housekeeping", extra={"taskq_event": "internal_error", "taskq_fields": {}})
-                wait = ROUND
+            wait = self._attempt(partial(self._round, meant_at), otherwise=ROUND)
             wait = min(wait, ROUND)
             meant_at = began + wait
             now = self._chores.monotonic()

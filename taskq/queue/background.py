@@ -1,0 +1,51 @@
+"""A thread of the queue's own: its start, its end, what wakes it, and what becomes of errors in its rounds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from taskq import threads
+from taskq.errors import TaskqError
+from taskq.logs import event
+
+log = logging.getLogger("taskq.queue")
+
+T = TypeVar("T")
+
+
+class Background:
+    """A thread that does its rounds in `_run` until `_stopping`. ``work``: what logs call it."""
+
+    def __init__(self, name: str, work: str) -> None:
+        self._name = name
+        self._work = work
+        self._wake = threads.event()
+        self._stopping = False
+        self._thread: threads.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threads.new_thread(self._run, self._name)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after what it does just now, and wait for it."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def _attempt(self, round: Callable[[], T], otherwise: T) -> T:
+        """What a round gives, ``otherwise`` after an error: it must not be the end of all further ones."""
+        try:
+            return round()
+        except TaskqError as error:  # the store is broken: whoever waits for it is told, and the manager ends
+            event(log, logging.ERROR, "failed", f"{self._work}: {error.message}")
+        except Exception:  # a bug
+            log.exception(self._work, extra={"taskq_event": "internal_error", "taskq_fields": {}})
+        return otherwise
