@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tracemalloc
 from collections import OrderedDict
@@ -261,15 +262,48 @@ def test_a_frame_of_countless_values_is_refused_before_they_are_made(data: bytes
         tracemalloc.stop()
 
 
-def test_a_frame_that_is_not_counted_cannot_grow_much() -> None:
-    data = pack([[{}] * 10_000] * (codec.COUNTED // 10_003))
-    assert codec.COUNTED * 0.9 < len(data) <= codec.COUNTED
+BIG = b"\xdc\x27\x0f"  # begins an array of 9,999
+
+
+def _filled(with_: bytes, size: int) -> bytes:
+    """A frame of about this size that holds nothing but these bytes, over and over."""
+    inner = BIG + with_ * 9_999
+    times = size // len(inner)
+    return b"\xdc" + times.to_bytes(2, "big") + inner * times if times else BIG + with_ * 9_999
+
+
+@pytest.mark.parametrize("size", [codec.COUNTED, 2**20])
+@pytest.mark.parametrize(
+    "with_",
+    [b"\x80", b"\x90", b"\x81\xa0\xc0", b"\x91\xc0", b"\xa2ab", b"\xcd\1\2", b"\x91" * 20 + b"\xc0"],
+    ids=["maps", "arrays", "maps of one", "arrays of one", "texts", "numbers", "nests"],
+)
+def test_a_hostile_frame_takes_at_most_16_mib(with_: bytes, size: int) -> None:
+    assert _peak(_filled(with_, size)) < 16 * 2**20
+
+
+@pytest.mark.parametrize("before", [b"", BIG + b"\1" * 9_000])
+def test_room_is_not_made_for_what_was_only_promised(before: bytes) -> None:
+    """A thousand arrays, one in the other, of 9,999 elements each that never come: 3 KiB would take 80 MiB."""
+    assert _peak(before + BIG * 1_000) < 16 * 2**20
+
+
+def _peak(data: bytes) -> int:
+    """The most memory that this frame takes, whether it is refused or not."""
     tracemalloc.start()
     try:
-        unpack(data)
-        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+        with contextlib.suppress(Malformed):
+            unpack(data)
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def test_a_counted_frame_is_not_deep() -> None:
+    blob = b"\xc6" + codec.COUNTED.to_bytes(4, "big") + bytes(codec.COUNTED)
+    assert unpack(b"\x91" * codec.MAX_LEVELS + blob)
+    with pytest.raises(Malformed, match="deeper than 32"):
+        unpack(b"\x91" * (codec.MAX_LEVELS + 1) + blob)
 
 
 def test_a_long_honest_frame_passes() -> None:
