@@ -230,7 +230,7 @@ class QueueState(Moves):
             elif kind == GIVE_BACK:
                 self._take_from(worker, task, Event.GIVE_BACK, now, changes)
             elif kind == SNOOZE:
-                task.due_at = now.wall + report[3]
+                task.due_at = self._again_at(report[3], now, changes)
                 self._take_from(worker, task, Event.SNOOZE, now, changes)
             elif kind == PROGRESS:
                 worker.progress[task.id] = (report[3], report[4])
@@ -260,11 +260,16 @@ class QueueState(Moves):
         terms = task.terms
         if delay is None:
             delay = retry_delay(task.id, task.failures, terms.backoff, terms.factor, terms.max_delay, terms.jitter)
-        task.due_at = now.wall + delay
+        task.due_at = self._again_at(delay, now, changes)
         task.finished_at = None
         if not task.cancel_requested:
             self.figures.totals["retried"] += 1
         self._take_from(worker, task, Event.RETRY, now, changes)
+
+    def _again_at(self, delay: float, now: Moment, changes: Changes) -> float:
+        """The wall time after this pause. If the clock was just set, other pauses follow it first, and this one not."""
+        changes.add(self.places.follow_wall_clock(now))
+        return now.wall + delay
 
     def worker_gone(
         self,
@@ -294,7 +299,7 @@ class QueueState(Moves):
                 task.finished_at = now.wall
                 self._take_from(worker, task, Event.POISON, now, changes, death)
             else:
-                task.due_at = now.wall + death_delay(task.deaths)
+                task.due_at = self._again_at(death_delay(task.deaths), now, changes)
                 self._take_from(worker, task, Event.DEATH, now, changes, death)
         return changes
 

@@ -174,6 +174,22 @@ def test_dates_follow_the_wall_clock_when_it_is_set(jump: float) -> None:
         assert [task.id for task in tick(state, after(1_100, jump))] == [1]
 
 
+@pytest.mark.parametrize("jump", [-1_000.0, 1_000.0])
+def test_a_pause_that_begins_just_after_the_clock_was_set_is_as_long_as_any(jump: float) -> None:
+    state = new_state()
+    worker = join(state)
+    put(state, new_task("x", b""), new_task("x", b""))
+    first, second = (state.tasks[id] for id in take(state, worker))
+    error = ("error", "E", "m", "t")
+    state.report(worker, [(NACK, first.id, first.run, error, 60.0, 0.1)], START)
+    tick(state, after(0))
+    state.report(worker, [(NACK, second.id, second.run, error, 60.0, 0.1)], after(1, jump))  # no tick since it was set
+    assert not tick(state, after(2, jump))
+    assert [first.due_at - START.wall, second.due_at - START.wall] == [60 + jump, 61 + jump]
+    assert [task.id for task in tick(state, after(61, jump))] == [first.id, second.id]
+    check(state)
+
+
 def test_a_date_in_the_past_is_now() -> None:
     state = new_state()
     put(state, new_task("x", b"", at=START.wall - 5))
