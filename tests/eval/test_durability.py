@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checker import Step, i11_durability_order, told
 from cluster import Cluster, wait_until
 from systrace import Call, calls, obstacle, strace
 from traces import MODULE, traces, write_module
@@ -24,23 +26,40 @@ from taskq.wire.codec import encode_arguments
 pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 
 
-def check_order(found: list[Call], marks: list[str]) -> int:
-    """For each mark: a request with it came in, it was written, that was synced, and only then the reply went out, and
-    whatever else tells of it. Gives the number of syncs."""
-    syncs = [call for call in found if call.name in ("fdatasync", "fsync") and "-wal>" in call.text and call.worked]
-    writes = [call for call in found if call.name in ("pwrite64", "write") and "-wal>" in call.text]
+def steps(found: list[Call], marks: list[str]) -> list[Step]:
+    """The writes of these marks to the log, its syncs, and all that tells of a mark, in the order in which they were
+    seen: the reply to the request that brought it, and whatever else has it in it."""
     sent = [call for call in found if call.name in ("sendto", "sendmsg")]
-    never = found[-1].end + 1
+    written, replies = [], []
     for mark in marks:
         request = next(call for call in found if call.name == "recvfrom" and mark in call.text)
         reply = next(call for call in sent if call.descriptor == request.descriptor and call.start > request.end)
-        written = next((call.end for call in writes if mark in call.text and call.start > request.end), never)
-        synced = min((sync.end for sync in syncs if sync.start > written), default=never)
         assert reply.worked
-        assert synced < reply.start, f"{mark}: answered before it was synced"
-        told = [call for call in sent if mark in call.text]
-        assert all(synced < call.start for call in told), f"{mark}: handed out before it was synced"
-    return len(syncs)
+        writes = [call for call in found if call.name in ("pwrite64", "write") and "-wal>" in call.text]
+        written.append(next((call.end for call in writes if mark in call.text and call.start > request.end), None))
+        replies.append([reply.start, *(call.start for call in sent if mark in call.text)])
+    order = sorted(place for place in written if place is not None)
+    commits = [len(order) + 1 if place is None else order.index(place) + 1 for place in written]
+    seen = [(place, Step("write", number)) for number, place in enumerate(order, 1)]
+    seen += [(sync.end, Step("sync")) for sync in found if _is_sync(sync)]
+    seen += [
+        (place, Step("reply", commit)) for commit, places in zip(commits, replies, strict=True) for place in places
+    ]
+    return [step for _, step in sorted(seen, key=lambda pair: pair[0])]
+
+
+def _is_sync(call: Call) -> bool:
+    return call.name in ("fdatasync", "fsync") and "-wal>" in call.text and call.worked
+
+
+def check_order(found: list[Call], marks: list[str]) -> int:
+    """Each mark was written, that was synced, and only then the reply went out, and whatever else tells of it. Gives
+    the number of syncs."""
+    trace = steps(found, marks)
+    assert sum(step.kind == "reply" for step in trace) >= len(marks)
+    broken = list(i11_durability_order(trace))
+    assert not broken, told(broken)
+    return sum(step.kind == "sync" for step in trace)
 
 
 WATCHED = ("-e", "trace=recvfrom,sendto,sendmsg,write,pwrite64,fsync,fdatasync")
@@ -107,6 +126,27 @@ def test_no_report_is_answered_before_it_is_synced(cluster: Cluster, tmp_path: P
         for task, mark in zip(tasks, marks, strict=True):
             assert watched.report("i", session, [(ACK, task.id, task.run, mark.encode(), 0.1)]) == ()
     check_order(calls(output), marks)
+
+
+EARLY = """
+from taskq.queue.core import QueueCore
+finish = QueueCore._finish
+QueueCore._finish = lambda self, changes, durable: finish(self, changes, durable=False)
+"""
+
+
+def test_a_manager_that_answers_before_it_has_synced_is_caught(cluster: Cluster, tmp_path: Path) -> None:
+    """The control: the same look at a manager with this mistake, which it is given when its Python starts."""
+    (tmp_path / "sitecustomize.py").write_text(EARLY)
+    places = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    manager = cluster.manager(workers=0, PYTHONPATH=places)
+    marks = [f"mark-{number:04}-end" for number in range(20)]
+    output = tmp_path / "strace"
+    with strace(manager, output, *WATCHED):
+        queue = cluster.service()
+        for seq, mark in enumerate(marks, 1):
+            queue.submit(1, seq, [new_task("noop", encode_arguments((mark,), {}))])
+    assert list(i11_durability_order(steps(calls(output), marks)))
 
 
 # -- a disk that fails
