@@ -87,7 +87,7 @@ def _nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith("TASKQ_") or name in ("STATE_DIRECTORY", "NO_COLOR", "FORCE_COLOR"):
+            if name.startswith("TASKQ_") or name in ("STATE_DIRECTORY", "NO_COLOR", "FORCE_COLOR", "LINES"):
                 patch.delenv(name)
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
