@@ -56,7 +56,7 @@ def of(module: str, name: str = "run") -> Callable[[int], dict[str, Any]]:
 
 TESTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "T1": of("test_crash_storm"),
-    "T3": of("test_power_loss"),
+    "T3": of("power_loss", "campaign"),
     "T4": simulation,
     "T15": of("test_malformed_frames"),
 }

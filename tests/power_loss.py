@@ -158,6 +158,18 @@ def run(
     return figures
 
 
+def campaign(seed: int) -> dict[str, Any]:
+    """The figures of one run, for `tests.campaign`."""
+    figures = run(seed, variants=2)
+    again = [f"trace {figures.trace}", *figures.broken] if figures.broken else []
+    return {
+        "operations": figures.operations,
+        "power cuts": figures.cuts,
+        "acknowledged calls": figures.acknowledged,
+        "violations": again,
+    }
+
+
 def repeat(output: Path, seed: int, cut: int) -> list[str]:
     """One cut of a kept trace again; gives what is wrong."""
     with tempfile.TemporaryDirectory() as after:
