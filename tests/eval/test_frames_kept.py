@@ -5,7 +5,8 @@ the same way by this one.
 hexadecimal. Those of the protocol that is spoken now must come out of this code byte for byte; of all others the
 handshake must still be understood, so that both sides can say which version the other has. After a change of the
 protocol: raise `taskq.service.PROTOCOL` and run ``python tests/eval/test_frames_kept.py``, which writes the file of the
-new version and leaves the others alone.
+new version and leaves the others alone. A verb that is added goes to the end of `CALLS`: then those lines stay as they
+are, and one is added.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "report": ("i1", 7, ((0, 1, 2**40 + 1, b"\x01", 0.25), (1, 2, 2**40 + 2, ("error", "E", "no", "…"), None, 0.5))),
     "drain": ("i1", 7),
     "detach": ("i1", 7),
+    "backup": ("/var/backups/tasks.sqlite", 2**62),
 }
 REPLIES: tuple[tuple[Any, ...], ...] = (
     (1, 0, ((1, 2), (0,))),
