@@ -34,8 +34,8 @@ from taskq.stores.sqlite import SqliteStore
 DRIVER = Path(__file__).resolve().parents[1] / "fault_driver.py"
 MIB = 2**20
 SEED = int(os.environ.get("TASKQ_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-QUICK = {("write", "EIO", False): 2, ("sync", "EIO", False): 1, ("sync", "EIO", True): 4, ("write", "EIO", True): 8}
-QUICK |= {("write", "ENOSPC", False): 4, ("write", "ENOSPC", True): 8, ("sync", "ENOSPC", False): 8}
+QUICK = {("write", "EIO", False): 8, ("sync", "EIO", False): 1, ("sync", "EIO", True): 4, ("write", "EIO", True): 24}
+QUICK |= {("write", "ENOSPC", False): 12, ("write", "ENOSPC", True): 24, ("sync", "ENOSPC", False): 8}
 QUICK |= {(call, "EIO", False): 1 for call in ("truncate", "open", "allocate", "unlink")} | {("read", "EIO", False): 2}
 """Fault -> how many positions one of them stands for; the first of these is drawn with the seed."""
 FULL = {(call, number, for_good): 1 for call in ("write", "sync", "truncate", "open", "read", "allocate", "unlink")
@@ -113,6 +113,7 @@ def every_position(folder: Path, faults: dict[tuple[str, str, bool], int], recor
     assert min(by_call.values()) > 0, by_call
 
 
+@pytest.mark.timeout(300)  # a busy machine
 def test_every_call_to_the_disk_fails_once(fast_disk: Path, record_property: Callable[..., None]) -> None:
     every_position(fast_disk, QUICK, record_property)
 
