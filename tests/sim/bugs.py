@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from taskq import threads
 from taskq.queue.commit import GroupCommit
 from taskq.queue.core import QueueCore
 from taskq.queue.state import QueueState
@@ -12,8 +13,14 @@ from taskq.stores.memory import MemoryStore
 
 
 def reply_before_commit() -> None:
-    """Whoever waits for the disk does not."""
-    GroupCommit.settle = lambda self, mark: None  # type: ignore[method-assign]
+    """Only the housekeeper waits for the disk."""
+    right = GroupCommit.settle
+
+    def wrong(self: GroupCommit, mark: int) -> None:
+        if getattr(threads.current(), "name", "") == "housekeeper":
+            right(self, mark)
+
+    GroupCommit.settle = wrong  # type: ignore[method-assign]
 
 
 def no_run_check() -> None:

@@ -69,7 +69,7 @@ def draw(rng: random.Random) -> Plan:
         pools=rng.randint(1, 2),
         workers=rng.randint(1, 2),
         threads=rng.randint(1, 3),
-        pause=rng.choice((0.2, 0.5, 1.5)),
+        pause=rng.choice((0.3, 2.0, 5.0)),
         run_s=rng.choice((0.001, 0.1, 1.0)),
         keys=some(rng, 0.3),
         delays=some(rng, 0.4),
