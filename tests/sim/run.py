@@ -27,7 +27,7 @@ from .scheduler import SimClock, SimThreads, World
 PROMISES = ("I1", "I2", "I3", "I4", "I5", "I9", "I12")
 CHECK_EVERY = 200
 """Steps between two looks whether all bookkeeping of the queue can be derived from its records."""
-PATIENCE = 600.0
+PATIENCE = 3_600.0
 """Virtual seconds after the faults in which everything must be over."""
 
 
