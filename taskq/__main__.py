@@ -1,6 +1,7 @@
-"""``python -m taskq manager | worker | submit | monitor | bench``, also installed as the command ``taskq``.
+"""``python -m taskq manager | worker | submit | monitor | recover | bench``, also installed as the command ``taskq``.
 
-Each subcommand but ``bench`` is the very command ``taskq-…``; its module is imported only when it is asked for.
+Each subcommand but ``recover`` and ``bench`` is the very command ``taskq-…``; its module is imported only when it is
+asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ SUBCOMMANDS = {
     "worker": "Run more workers for a manager, on this machine or another.",
     "submit": "Submit tasks.",
     "monitor": "See what the queue does; list, show and cancel tasks.",
+    "recover": "Save what is readable of a damaged store.",
     "bench": "Measure how fast it is here.",
 }
 

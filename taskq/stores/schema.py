@@ -51,11 +51,15 @@ PRAGMAS = (
 )
 """Settings of the connection, in this order."""
 
+_FIELDS, _CHANGING = TaskRow._fields, TaskChange._fields[1:]
+PAYLOAD_AT = _FIELDS.index("payload")
+RUN = _FIELDS.index("run")  # from here on there is nothing before the first run
+SUMS = ("sum", "payload_sum", "state_sum")
+_TASK = ", ".join((*_FIELDS[1:RUN], *SUMS, *_FIELDS[RUN:]))
+
 TABLES = (
     "CREATE TABLE store (id INTEGER PRIMARY KEY, store_id, epoch, next_id, totals, commits, sum)",
-    "CREATE TABLE task (id INTEGER PRIMARY KEY, type, queue, payload, priority, max_retries, backoff, timeout, key,"
-    " correlation_id, client, submitted_at, due_at, state, sum, payload_sum, state_sum, run, failures, deaths,"
-    " cancel_requested, worker, worker_name, started_at, finished_at, result, error, terms_more)",
+    f"CREATE TABLE task (id INTEGER PRIMARY KEY, {_TASK})",
     f"CREATE INDEX live ON task (id) WHERE state < {FIRST_FINAL}",
     f"CREATE INDEX final ON task (state, finished_at) WHERE state >= {FIRST_FINAL}",
     "CREATE TABLE payload (id INTEGER PRIMARY KEY, data, sum)",
@@ -76,9 +80,6 @@ TABLES = (
     "CREATE INDEX result_end_at ON result_end (at)",
 )
 
-_FIELDS, _CHANGING = TaskRow._fields, TaskChange._fields[1:]
-PAYLOAD_AT = _FIELDS.index("payload")
-RUN = _FIELDS.index("run")  # from here on there is nothing before the first run
 
 _LARGEST = 1_000
 """Rows of one statement: as many as a submit call brings. With 28 columns it is within SQLite's limit of parameters."""
@@ -116,7 +117,6 @@ def _replacing(columns: Sequence[str], key: str) -> str:
     return f" ON CONFLICT ({key}) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in columns)
 
 
-SUMS = ("sum", "payload_sum", "state_sum")
 INSERT_PLAIN = Insert("task", (*_FIELDS[:RUN], "sum"))
 """Of tasks that are as most are when they are submitted: due at once, with a small payload."""
 INSERT_YOUNG = Insert("task", (*_FIELDS[:RUN], *SUMS))

@@ -84,7 +84,7 @@ PURE = (
         "queue.suspects",
         "queue.uniqueness",
     ),
-    *("queue.dispatch", "queue.explain", "stores.sums", "stores.rows"),
+    *("queue.dispatch", "queue.explain", "stores.sums", "stores.rows", "stores.pages"),
     *("queue.figures", "queue.meters", "queue.snapshot", "wire.codec", "wire.seal"),
     *("where", "dead_letters", "layout", "records", "views", "bench.figures", "workers.overtime", "workers.stacks"),
 )
