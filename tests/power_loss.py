@@ -94,9 +94,7 @@ def look(folder: Path, files: dict[str, bytearray], promises: Promises) -> list[
     store = SqliteStore(folder / STORE, free_mark=0, reserve=0)
     try:
         opened = store.open()
-        rows = {row.id: row for row in store.live()}
-        rows.update(store.get([id for id in range(1, opened.next_id + 50) if id not in rows]))
-        rows.update(store.get([id for id, row in rows.items() if row.payload is None]))
+        rows = {row.id: row for row in store.select(limit=10**6)}
         found_calls = {key: store.find_call(*key) for key in promises.asked_calls()}
         keys = {key: row.id for key, row in store.find_keys(promises.asked_keys()).items()}
     except TaskqError as error:
