@@ -28,7 +28,7 @@ from taskq.queue.lots import tasks
 from taskq.queue.task import NewTask
 from taskq.roles import RoleKey, accepted, allows, denied
 from taskq.service import MAX_BATCH, VERBS, QueueService
-from taskq.wire import codec
+from taskq.wire import arguments, codec
 from taskq.wire.door import Door, Guest
 from taskq.wire.frames import ERROR, MAX_FRAME, OK, Channel, ConnectionLost, NotAFrame
 from taskq.wire.handshake import check_key
@@ -250,6 +250,7 @@ class _Verbs:
             raise Malformed(f"there is no verb {verb!r:.50}") from None
         if len(args) != arity:
             raise Malformed(f"{verb} takes {arity} arguments, not {len(args)}")
+        arguments.check(verb, args)
         if verb == "submit":
             client, seq, lots = args
             return method(client, seq, _tasks(lots))

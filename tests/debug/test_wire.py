@@ -75,7 +75,10 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "child_died": ("p", "i", "signal 9", [(1, 2**40)], True, {"rss": [(0.5, 1)], "stderr": "no"}, []),
     "to_cancel": ("p",),
     "leave": ("p",),
-    "attach": ({"incarnation": "i", "pool": POOL, "types": []}, [(1, 2**40)]),
+    "attach": (
+        {"incarnation": "i", "pool": POOL, "name": "n", "host": "h", "pid": 1, "threads": 1, "queues": [], "types": []},
+        [(1, 2**40)],
+    ),
     "reserve": ("i", 1, 2, 0, ["compute"], 0.5),
     "report": ("i", 1, [(0, 1, 2**40, b"r", 0.5)]),
     "drain": ("i", 1),
