@@ -8,7 +8,9 @@ but the errors that peers are told of may come out. The same seed gives the same
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -132,3 +134,7 @@ def _grown(rng: random.Random, depth: int) -> bytes:
     said = size if rng.random() < 0.9 else rng.randrange(16)
     parts = [_grown(rng, depth + 1) for _ in range(size * (1 + of_map))]
     return bytes([(0x80 if of_map else 0x90) + said]) + b"".join(parts)
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(int(sys.argv[1]), float(sys.argv[2]))))

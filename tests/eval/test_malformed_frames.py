@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 
 import malformed
 import psutil
@@ -28,8 +29,11 @@ SEED = int(os.environ.get("TASKQ_TEST_SEED", "") or random.SystemRandom().randra
 
 
 def _in_process(seconds: float, record_property: Callable[[str, object], None]) -> int:
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        found = sum(map(Counter, pool.map(malformed.run, (SEED, SEED + 1), (seconds, seconds))), Counter[str]())
+    commands = [[sys.executable, malformed.__file__, str(seed), str(seconds)] for seed in (SEED, SEED + 1)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    said = [process.communicate()[0] for process in running]
+    assert all(process.returncode == 0 for process in running), f"seed {SEED}: see what was written above"
+    found = sum((Counter(json.loads(words)) for words in said), Counter[str]())
     text = ", ".join(f"{count:,} {name}" for name, count in found.items())
     print(f"T15: seed {SEED}: {text}, 0 errors but those that peers are told of")
     for name, count in found.items():
