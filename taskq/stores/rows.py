@@ -66,7 +66,7 @@ def stored(new: Iterable[TaskRow], changed: Iterable[TaskChange]) -> Stored:
     add_plain, add_changed = to.plain.append, to.changed.append
     # Each task that passes comes through here twice: no names to look up, no calls that can be spared.
     for row in new:
-        payload = row[PAYLOAD_AT]
+        payload = row.payload
         is_plain = row[_STATE] == 1 and row[_DUE] == row[_DUE - 1] and row[-1] is None and not row[RUN]
         if is_plain and (payload is None or len(payload) <= INLINE_PAYLOAD):
             add_plain(row[:RUN] + (crc32(dumps(row[:_DUE], FORMAT), TASK),))  # noqa: RUF005 (twice as fast)
