@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from systrace import Call, calls, obstacle, strace
 from traces import MODULE, traces, write_module
 
 from taskq.errors import ManagerUnavailable, OutcomeUnknown, ShuttingDown, StorageFull
-from taskq.queue.task import NewTask, new_task
+from taskq.queue.task import NewTask, State, new_task
 from taskq.service import ACK, Submitted, WorkerInfo
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
@@ -172,6 +175,7 @@ def test_a_failed_write_ends_the_manager_and_the_next_one_believes_the_disk(
     wait_until(lambda: any(trace.id == running for trace in traces(cluster.folder, "begin")), 15.0, "it to begin")
     waiting = client.submit("quick", 20).id
     client.close()
+    wait_until(lambda: state_on_disk(cluster, running) is State.RUNNING, 15.0, "the last commit of the manager's own")
 
     doubtful = [(secrets.randbits(63), [new_task("quick", encode_arguments((100 + n,), {}))] * 2) for n in range(3)]
     with strace(manager, tmp_path / "strace", "-e", f"inject={FAULTS[fault]}"):
@@ -195,6 +199,16 @@ def test_a_failed_write_ends_the_manager_and_the_next_one_believes_the_disk(
     begun = [trace.id for trace in traces(cluster.folder, "begin")]
     assert sorted(begun) == sorted(everything), "something ran twice, or runs that nobody submitted"
     assert pool.popen.poll() is None
+
+
+def state_on_disk(cluster: Cluster, id: int) -> State:
+    """What a start would find now, read from a copy: a second program at the files would disturb the first."""
+    copy = cluster.folder / "copy"
+    copy.mkdir(exist_ok=True)
+    for name in ("store.sqlite", "store.sqlite-wal"):
+        shutil.copy(cluster.state / name, copy)
+    with closing(sqlite3.connect(copy / "store.sqlite")) as db:
+        return State(db.execute("SELECT state FROM task WHERE id = ?", (id,)).fetchone()[0])
 
 
 def attempt(cluster: Cluster, client: int, items: list[NewTask]) -> str | Submitted:

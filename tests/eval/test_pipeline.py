@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from here import Here
 from taskq import errors
 from taskq.builtin_tasks import compute, sleep
 from taskq.client import Client
+from taskq.clock import FakeClock
 from taskq.pipeline import AHEAD, Pipeline
 from taskq.registry import named
 from taskq.results import TaskHandle
@@ -46,10 +48,16 @@ class Gated(RemoteQueue):
 
 
 @pytest.fixture
-def gate() -> threading.Event:
+def gate() -> Iterator[threading.Event]:
     """Closed; no submit of a `Gated` connection goes out before it is set."""
     Gated.gate = threading.Event()
-    return Gated.gate
+    yield Gated.gate
+    Gated.gate.set()  # also after a failure: whoever waits there is to end
+
+
+def gated(here: Here) -> Client:
+    """A client for which no time passes: after a second it would ask for the types anew, and stand at the gate too."""
+    return Client.over(lambda: Gated(here.join), clock=FakeClock())
 
 
 # -- what is accepted ------------------------------------------------------------------------------------------------
@@ -124,15 +132,17 @@ def test_batches_leave_during_the_block_and_few_are_waiting(here: Here, gate: th
         for _ in range(10 * MAX_BATCH):
             made.append(p.submit(sleep, 0))
 
-    with Client.over(lambda: Gated(here.join)) as q, q.pipeline() as p:
+    with gated(here) as q, q.pipeline() as p:
         filling = threading.Thread(target=fill, args=(p,))
         filling.start()
         full = (AHEAD + 2) * MAX_BATCH  # one on its way, those that wait, and the one that is filled
-        wait_until(lambda: len(made) == full)
-        time.sleep(0.05)
-        assert len(made) == full
-        gate.set()
-        filling.join()
+        try:
+            wait_until(lambda: len(made) == full)
+            time.sleep(0.05)
+            assert len(made) == full
+        finally:
+            gate.set()
+            filling.join()
         assert accepted(here) >= 7 * MAX_BATCH
     assert accepted(here) == len(made) == 10 * MAX_BATCH
 
@@ -212,7 +222,7 @@ def test_lost_replies_double_nothing(here: Here) -> None:
 
 
 def test_an_interrupt_is_answered_at_once_and_nothing_more_is_sent(here: Here, gate: threading.Event) -> None:
-    with Client.over(lambda: Gated(here.join)) as q:
+    with gated(here) as q:
         with pytest.raises(KeyboardInterrupt), q.pipeline() as p:
             for number in range(3 * MAX_BATCH):
                 p.submit(sleep, number)

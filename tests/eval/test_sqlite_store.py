@@ -148,9 +148,9 @@ def test_a_purged_file_gets_smaller_in_short_pieces(store: SqliteStore, path: Pa
     took = []
     more = True
     while more:
-        began = time.perf_counter()
+        began = time.thread_time()  # a busy machine makes no piece longer
         more = store.shrink()
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
         sizes.append(path.stat().st_size)
     assert not store.shrink()
     assert sizes[-1] < 1.5 * MIB + 4096 * cleaning.UNUSED

@@ -34,9 +34,9 @@ from taskq.stores.sqlite import SqliteStore
 DRIVER = Path(__file__).resolve().parents[1] / "fault_driver.py"
 MIB = 2**20
 SEED = int(os.environ.get("TASKQ_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-QUICK = {("write", "EIO", False): 8, ("sync", "EIO", False): 1, ("sync", "EIO", True): 4, ("write", "EIO", True): 24}
-QUICK |= {("write", "ENOSPC", False): 12, ("write", "ENOSPC", True): 24, ("sync", "ENOSPC", False): 8}
-QUICK |= {(call, "EIO", False): 1 for call in ("truncate", "open", "allocate", "unlink")} | {("read", "EIO", False): 2}
+QUICK = {("write", "EIO", False): 20, ("sync", "EIO", False): 1, ("sync", "EIO", True): 8, ("write", "EIO", True): 48}
+QUICK |= {("write", "ENOSPC", False): 24, ("write", "ENOSPC", True): 36, ("sync", "ENOSPC", False): 8}
+QUICK |= {(call, "EIO", False): 1 for call in ("truncate", "open", "allocate", "unlink")} | {("read", "EIO", False): 4}
 """Fault -> how many positions one of them stands for; the first of these is drawn with the seed."""
 FULL = {(call, number, for_good): 1 for call in ("write", "sync", "truncate", "open", "read", "allocate", "unlink")
         for number in ("EIO", "ENOSPC") for for_good in (False, True)}  # fmt: skip

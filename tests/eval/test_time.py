@@ -44,11 +44,12 @@ def write_module(cluster: Cluster) -> None:
     (cluster.folder / "stamps.py").write_text(STAMPS)
 
 
+@pytest.mark.speed
 def test_100_000_tasks_of_one_second_are_handed_out_in_time_and_none_before_it(cluster: Cluster) -> None:
     write_module(cluster)
     manager = cluster.manager("--tasks", "stamps", workers=0)
     client = cluster.client()
-    at = soon(20)
+    at = soon(12)
     target = named("stamp", at=at)
     with client.pipeline() as pipeline:
         handles = [pipeline.submit(target) for _ in range(MANY)]
