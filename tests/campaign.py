@@ -7,6 +7,8 @@ leaves the others out. A run that broke a promise prints the command that plays 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import platform
 import subprocess
@@ -17,6 +19,8 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "eval")]
@@ -49,34 +53,55 @@ def simulation(seed: int) -> dict[str, Any]:
 
 
 def storm(seed: int) -> dict[str, Any]:
-    """T1: one crash storm of real processes."""
+    """T1: one crash storm of real processes, whose own output is only shown when a promise was broken."""
     from test_crash_storm import run
 
-    return {"seeds": str(seed), **run(seed, 8_000, 40, 120)}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            found = run(seed, 8_000, 40, 120)
+    except BaseException:
+        print(said.getvalue())
+        raise
+    if found["violations"]:
+        print(said.getvalue())
+    return {"seeds": str(seed), **found}
 
 
 def power(seed: int) -> dict[str, Any]:
     """T3: one load, the power cut at each of its writes."""
-    from power_loss import run
+    from power_loss import campaign
 
-    return {"seeds": str(seed), **vars(run(seed, variants=3))}
+    return {"seeds": str(seed), **campaign(seed)}
 
 
-TESTS: dict[str, Callable[[int], dict[str, Any]]] = {"T1": storm, "T3": power, "T4": simulation}
+def frames(seed: int) -> dict[str, Any]:
+    """T15: malformed frames for half a minute."""
+    from malformed import run
+
+    return {"seeds": str(seed), **run(seed, 30.0)}
+
+
+TESTS: dict[str, Callable[[int], dict[str, Any]]] = {"T1": storm, "T3": power, "T4": simulation, "T15": frames}
 
 
 def version() -> str:
-    """The commit that runs."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip() or "?"
+    """The commit that runs, with a plus if the product or a test was changed since."""
+
+    def git(*words: str) -> str:
+        told = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        return told.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "taskq", "tests", f":!{LINES.relative_to(ROOT)}")
+    return (git("rev-parse", "--short", "HEAD") or "?") + ("+" if changed else "")
 
 
 def write(test: str, found: dict[str, Any], took: float) -> str:
     """Append a line; gives it. One write, so that several campaigns may run at once."""
     seeds, wrong = found.pop("seeds"), found.pop("violations", [])
-    figures = ", ".join(f"{value:,} {name}" for name, value in found.items() if isinstance(value, int))
+    figures = ", ".join(
+        f"{value:,} {name}" for name, value in found.items() if isinstance(value, int) and name != "seed"
+    )
     machine = f"{platform.machine()} x {os.cpu_count()}, Python {platform.python_version()}"
     ended = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
     text = "0" if not wrong else "; ".join(map(str, wrong)).replace("|", "/").replace("\n", " ")
@@ -106,7 +131,7 @@ def main() -> int:
             began = time.monotonic()
             try:
                 found = TESTS[name](seed)
-            except Exception as error:  # a campaign goes on, and its line says so
+            except (Exception, pytest.fail.Exception) as error:  # a campaign goes on, and its line says so
                 found = {"seeds": str(seed), "violations": [f"{type(error).__name__}: {error}"]}
             bad += bool(found.get("violations"))
             print(write(name, found, time.monotonic() - began), end="", flush=True)
