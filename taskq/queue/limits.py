@@ -241,8 +241,10 @@ def fitting_evidence(given: Evidence) -> Evidence:
     """The evidence of a death in the form and size in which it is kept. Raises `BadArguments`."""
     try:
         rss = [(round(float(before), 1), int(size)) for before, size in given.get("rss", ())]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadArguments("rss is pairs of seconds and bytes") from None
+    if not all(map(_is_seconds, (before for before, _ in rss))):
+        raise BadArguments(f"rss has seconds from 0 to {MAX_DELAY:,.0f}")
     stderr, crash = given.get("stderr", ""), given.get("crash", "")
     if type(stderr) is not str or type(crash) is not str:
         raise BadArguments("stderr and crash are texts")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from shlex import quote
 
 from taskq.errors import StoreDamaged
 from taskq.stores import schema, sums
@@ -73,8 +74,13 @@ def _check_live(db: sqlite3.Connection) -> None:
         blob(sums.PAYLOAD, id, data, sum)
 
 
+def recover_hint(path: Path) -> str:
+    """What to do next about damage in the store at ``path``."""
+    return f'stop the manager, and save what is readable with "taskq recover {quote(str(path))}"'
+
+
 def _broken(path: Path, found: str) -> StoreDamaged:
-    return StoreDamaged(f"the store {path} is damaged: {found}", hint=RECOVER)
+    return StoreDamaged(f"the store {path} is damaged: {found}", hint=recover_hint(path))
 
 
 def first_numbers(head: Head, counted: Counted | None, path: Path, *, accept: bool) -> tuple[Head, str]:

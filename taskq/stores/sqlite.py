@@ -45,8 +45,8 @@ from taskq.stores.base import (
 )
 from taskq.stores.commits import CommitCounter, Counted
 from taskq.stores.disk import FileWatch, LockFile, Reserve, free_space, make_file
-from taskq.stores.inspection import first_numbers, inspect, read_head
-from taskq.stores.rows import RECOVER, Head, unsealed
+from taskq.stores.inspection import first_numbers, inspect, read_head, recover_hint
+from taskq.stores.rows import Head, unsealed
 from taskq.stores.sums import PAYLOAD, blob_sum, sealed
 from taskq.stores.upgrades import bring_up_to_date
 from taskq.turns import Turns
@@ -149,6 +149,8 @@ class SqliteStore:
             uri = f"{self._path.absolute().as_uri()}?{how}"
             with contextlib.closing(sqlite3.connect(uri, timeout=_PATIENCE, uri=True, isolation_level=None)) as db:
                 return inspect(db, self._path)
+        except StoreDamaged as error:
+            raise StoreDamaged(error.message, hint=recover_hint(self._path), details=error.details) from error
         finally:
             self._beside("-shm").unlink(missing_ok=True)
 
@@ -460,7 +462,9 @@ class SqliteStore:
             yield
         except sqlite3.Error as error:
             if type(error) is sqlite3.DatabaseError or "Could not decode" in str(error):
-                raise StoreDamaged(f"the store {self._path} is damaged: {error}", hint=RECOVER) from error
+                raise StoreDamaged(
+                    f"the store {self._path} is damaged: {error}", hint=recover_hint(self._path)
+                ) from error
             if "locked" in str(error):
                 raise StoreLocked(f"the store {self._path} is locked by another program") from error
             raise StoreFailed(f"cannot {verb} {self._path}: {error}") from error

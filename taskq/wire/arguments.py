@@ -7,6 +7,7 @@ which look at every value of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -65,10 +66,10 @@ def _each(check: Check) -> Check:
 
 
 def _is_plain(value: Any, levels: int = 3) -> bool:
-    """Whether it can be kept and shown as JSON: no blobs, and not deep."""
+    """Whether it can be kept and shown as JSON: no blobs, no NaN, nothing infinite, and not deep."""
     if type(value) is tuple:
         return levels > 0 and len(value) <= MAX_ARRAY and all(_is_plain(item, levels - 1) for item in value)
-    return type(value) in _PLAIN
+    return type(value) in _PLAIN and (type(value) is not float or math.isfinite(value))
 
 
 def _map(**fields: Check) -> Check:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from taskq.errors import BadArguments, PayloadTooLarge
-from taskq.queue.limits import check_reports, check_worker, checked
-from taskq.queue.task import NewTask, new_task
+from taskq.queue.limits import check_reports, check_seconds, check_worker, checked, fitting_evidence
+from taskq.queue.task import NewTask, Terms, new_task
 from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_RESULT, NACK, PROGRESS, SNOOZE
+from taskq.wire.arguments import check
 
 GOOD = new_task("x", b"p")
 ERROR = ("error", "E", "m", "t")
+NO_NUMBERS = (float("nan"), float("inf"), float("-inf"))
+FLOATS = [
+    name for kind in (Terms, NewTask) for name, hint in get_type_hints(kind).items() if hint in (float, float | None)
+]
 
 
 @pytest.mark.parametrize(
@@ -134,3 +139,47 @@ def test_a_worker_that_cannot_be_stored_does_not_join(wrong: dict[str, Any], hel
     check_worker(worker, [(1, 2)])
     with pytest.raises(BadArguments):
         check_worker({**worker, **wrong}, held)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_no_time_of_a_submit_is_nan_or_infinite(name: str, value: float) -> None:
+    wrong = {name: value}
+    item = GOOD._replace(terms=GOOD.terms._replace(**wrong)) if name in Terms._fields else GOOD._replace(**wrong)
+    with pytest.raises(BadArguments, match=f"entry 1: {name} is a number"):
+        checked([item], 100)
+
+
+def test_the_times_of_a_submit_are_all_looked_at() -> None:
+    rules = {"backoff", "timeout", "factor", "max_delay", "result_ttl", "expires", "expires_by", "unique_within"}
+    assert set(FLOATS) == rules | {"delay", "at"}
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_no_time_of_a_report_is_nan_or_infinite(value: float) -> None:
+    reports: list[Any] = [
+        (ACK, 1, 2, b"r", value),
+        (NACK, 1, 2, ERROR, value, 0.5),
+        (NACK, 1, 2, ERROR, 60.0, value),
+        (SNOOZE, 1, 2, value),
+        (PROGRESS, 1, 2, value, ""),
+    ]
+    for report in reports:
+        with pytest.raises(BadArguments, match="report 1 is not of a known form"):
+            check_reports([report])
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_nothing_else_that_a_pool_says_is_nan_or_infinite(value: float) -> None:
+    for pair in ((value, 5), (1.0, value)):
+        with pytest.raises(BadArguments, match="rss "):
+            fitting_evidence({"rss": [pair]})
+    pool = {"id": "p", "name": "p", "host": "h", "pid": 1, "local": None}
+    child = {"incarnation": "i", "stopped": False, "cpu_percent": 1.0, "running": ((1, 2, "x", 0.5),)}
+    check("beat", (pool, (child,)))
+    for wrong in ({"cpu_percent": value}, {"running": ((1, 2, "x", value),)}):
+        with pytest.raises(BadArguments, match="argument 2 of beat"):
+            check("beat", (pool, ({**child, **wrong},)))
+    if not value > 0:  # for ever is a time to wait: it is cut to the longest one
+        with pytest.raises(BadArguments, match="timeout is a number"):
+            check_seconds("timeout", value)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from taskq.cli import output
+from taskq.cli import output, recover
 from taskq.errors import RetryPolicy
 from taskq.queue.lifecycle import mermaid
 from taskq.unique import Unique
@@ -72,6 +72,7 @@ def option_tables() -> dict[str, str]:
     for name, lines in of.items():
         shared = everywhere if name == "manager" else [*everywhere, *connecting]
         tables[f"taskq-{name}"] = table(line for line in lines if line not in shared)
+    tables["taskq recover"] = table(line for line in rows(recover.command) if line not in everywhere)
     for group, names in VERBS.items():
         verbs = COMMANDS["monitor"].commands[group].commands
         for verb in names:

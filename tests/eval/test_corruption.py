@@ -291,7 +291,7 @@ def test_a_manager_does_not_start_on_damage(cluster: Cluster, originals: dict[st
         (cluster.state / f"store.sqlite{ending}").write_bytes(data)
     done = cluster.run("manager", "--port", "0", "--workers", "0")
     assert done.returncode == 65, done.stderr
-    assert "taskq recover" in done.stderr
+    assert f'"taskq recover {cluster.state / "store.sqlite"}"' in done.stderr
     assert (cluster.state / "store.sqlite").read_bytes() == files[""]
 
 
