@@ -113,6 +113,17 @@ class Places:
         self._apart = apart
         return Changes(self.schedule.shift(jump) if abs(jump) > CLOCK_SET else [])
 
+    def load(self, task: Task, now: Moment, changes: Changes) -> None:
+        """Put a stored task that does not run where its state belongs.
+
+        The clock may have been set while no manager saw it. That a task began in the future shows that it was set back;
+        then its pause lasts no longer than from that beginning to its end.
+        """
+        if task.state is SCHEDULED and task.run:
+            began = task.submitted_at if task.started_at is None else task.started_at
+            task.due_at -= max(0.0, began - now.wall)
+        self.settle(task, changes)
+
     def next_date(self) -> float:
         """The wall-clock seconds at which the next task is due or expires, infinity when there is none."""
         return min(self.schedule.first(), self.expiry.first())

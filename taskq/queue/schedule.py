@@ -57,6 +57,8 @@ class Schedule:
         moved = [task for _, task in self.entries() if task.run]
         for task in moved:
             task.due_at += seconds
+            if task.started_at is not None:  # it tells after a restart how long the pause can be at most
+                task.started_at += seconds
         self._rebuild([(task.due_at, task.id, task.run, task) for _, task in self.entries()])
         return moved
 

@@ -61,6 +61,7 @@ class QueueState(Moves):
         that is not gets the usual lease.
         """
         self.places.keep_back(self.next_id, now)
+        self.places.follow_wall_clock(now)  # so that the first tick sees whether it was set meanwhile
         loaded, before, counts = Changes(), len(self.tasks), Counter[tuple[str, State]]()
         for row in rows:
             task = from_row(row)
@@ -73,7 +74,7 @@ class QueueState(Moves):
                 if task.cancel_requested:
                     self.stopping.add(task)
             else:
-                self.places.settle(task, loaded)
+                self.places.load(task, now, loaded)
         for (queue, state), count in counts.items():
             self.figures.entered(queue, state, count)
         return len(self.tasks) - before

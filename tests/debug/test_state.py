@@ -455,6 +455,39 @@ def test_pauses_are_as_long_as_before_when_somebody_sets_the_clock(jump: float) 
     check(state)
 
 
+@pytest.mark.parametrize("seen", [0.0, 366 * 86400.0])
+@pytest.mark.parametrize("back", [3600.0, 366 * 86400.0])
+def test_a_pause_stays_short_when_the_clock_is_set_back_while_no_manager_runs(seen: float, back: float) -> None:
+    """Whether or not the manager saw how it was set ahead before."""
+    before = new_state()
+    put(before, *[new_task("x", b"", backoff=10.0)] * 2, new_task("x", b"", delay=60.0))
+    worker = join(before)
+    retried, snoozed = take(before, worker, 2)
+    reports = [(NACK, retried.id, retried.run, ERROR, 10.0, 2.0), (SNOOZE, snoozed.id, snoozed.run, 8.0)]
+    before.report(worker, reports, START)
+    before.places.follow_wall_clock(Moment(START.mono, START.wall + seen))
+    state = new_state()
+    state.next_id = before.next_id
+    now = Moment(1.0, START.wall + seen - back)
+    state.load([to_row(task) for task in before.tasks.values()], now)
+    assert [state.tasks[one].due_at - now.wall for one in (1, 2)] == [12.0, 8.0]  # from the start of the run on
+    assert state.tasks[3].due_at == START.wall + 60
+    check(state)
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_while_records_are_loaded_is_followed(jump: float) -> None:
+    before = new_state()
+    put(before)
+    worker = join(before)
+    (task,) = take(before, worker)
+    before.report(worker, [(NACK, task.id, task.run, ERROR, 10.0, 0.0)], START)
+    state = restarted(before, to_row(task))
+    now = Moment(START.mono + 1, START.wall + 1 + jump)
+    state.tick(now)
+    assert state.tasks[task.id].due_at - now.wall == 9.0
+
+
 def test_many_that_are_due_at_once_come_in_pieces() -> None:
     """The lock is held for each piece only."""
     state = new_state()
