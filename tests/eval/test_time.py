@@ -49,7 +49,7 @@ def test_100_000_tasks_of_one_second_are_handed_out_in_time_and_none_before_it(c
     write_module(cluster)
     manager = cluster.manager("--tasks", "stamps", workers=0)
     client = cluster.client()
-    at = soon(12)
+    at = soon(20)
     target = named("stamp", at=at)
     with client.pipeline() as pipeline:
         handles = [pipeline.submit(target) for _ in range(MANY)]
