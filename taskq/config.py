@@ -26,6 +26,7 @@ ROLES = (ADMIN, "submit", "work", "monitor")
 """What keys are for, see `taskq.roles`; the position is the role's number on the wire."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST_DURATION = 100
 _SIZES = {"": 1, "b": 1, "k": 2**10, "kib": 2**10, "m": 2**20, "mib": 2**20, "g": 2**30, "gib": 2**30}
 
 
@@ -36,6 +37,8 @@ def parse_duration(text: str) -> float:
     (5400.0, 0.25, 7.0)
     """
     text = text.strip().lower()
+    if len(text) > _LONGEST_DURATION:  # reading it would take the square of its length
+        raise ConfigError(f'"{text[:20]}…" is not a duration', hint="write 10s, 1.5m, 1h30m or 2d")
     try:
         seconds = float(text)
     except ValueError:
@@ -81,7 +84,7 @@ def parse_size(text: str) -> int:
     >>> parse_size("64k"), parse_size("1 MiB")
     (65536, 1048576)
     """
-    found = re.fullmatch(r"(\d+)\s*([a-z]*)", text.strip().lower())
+    found = re.fullmatch(r"(\d{1,18})\s*([a-z]*)", text.strip().lower())
     if found is None or found[2] not in _SIZES:
         raise ConfigError(f'"{text}" is not a size', hint="write 1000, 64k or 1MiB")
     return int(found[1]) * _SIZES[found[2]]
@@ -105,7 +108,7 @@ class Address:
         >>> str(Address.parse("[::1]:99")), str(Address.parse("mgr.lan"))
         ('[::1]:99', 'mgr.lan:8275')
         """
-        found = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::(\d{1,5}))?", text.strip())
+        found = re.fullmatch(r"(?:\[([^\[\]\s]+)\]|([^:\[\]\s]+))(?::(\d{1,5}))?", text.strip())
         if found is None or not 0 < int(found[3] or DEFAULT_PORT) < 65536:
             raise ConfigError(f'"{text}" is not an address', hint="write host:port")
         return cls(found[1] or found[2], int(found[3] or DEFAULT_PORT))
@@ -139,7 +142,7 @@ class Join:
             addresses = tuple(Address.parse(item) for item in data["addresses"])
             key = bytes.fromhex(data["key"])
             name, role = str(data.get("name", "default")), data.get("role", ADMIN)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ConfigError(
                 f"{source} is not a join file", hint='get one with "taskq-manager --print-join"'
             ) from None

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 from taskq.config import parse_duration, parse_limit, parse_time
 from taskq.errors import BadArguments, ConfigError, Retry, RetryPolicy
 from taskq.options import Options
+from taskq.queue.limits import MAX_NUMBER
 from taskq.unique import Unique
 
 OPTION_NAMES = frozenset(field.name for field in fields(Options))
@@ -33,6 +34,7 @@ _WRITTEN: dict[str, Callable[[str], Any]] = {
 """Options that may be written as a text like ``10m``, and how it is read."""
 _RETRY_PARTS = ("max_retries", "backoff", "max_delay")
 _RETRY_HINT = 'write retries:backoff:max_delay, such as 5:2s:10m; or an object, such as {"max_retries": 5, "factor": 3}'
+_MOST_DIGITS = 18
 _EXCERPT = 72
 """Columns of a line that an error shows."""
 
@@ -172,6 +174,8 @@ def _options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
             raise BadArguments(
                 f'there is no option "{name}"', hint=f"an entry may have {', '.join(sorted(OPTION_NAMES))}"
             )
+        if _holds_huge_number(value):
+            raise BadArguments(f"{name}: a number is too large")
         value = _value(known, name, value)
         if value is not None:
             merged[known] = value
@@ -183,6 +187,18 @@ def _options(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
             raise BadArguments("a task has a delay or a time to start at, not both")
         merged["delay"] = merged.pop("at")
     return Options(**merged)
+
+
+def _holds_huge_number(value: Any) -> bool:
+    """Whether there is an integer in it that no option takes; Python cannot even print those of thousands of digits."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, (dict, list)):
+            left += item.values() if isinstance(item, dict) else item
+        elif isinstance(item, int) and abs(item) > MAX_NUMBER:
+            return True
+    return False
 
 
 def _value(known: str, name: str, value: Any) -> Any:
@@ -240,7 +256,7 @@ def read_retry(value: Any) -> Retry:
     """
     if isinstance(value, str):
         parts = value.split(":")
-        if not parts[0].strip().isdecimal() or len(parts) > len(_RETRY_PARTS):
+        if not (parts[0].strip().isdecimal() and len(parts[0]) <= _MOST_DIGITS) or len(parts) > len(_RETRY_PARTS):
             raise BadArguments(f'retry: "{value}" is no policy', hint=_RETRY_HINT)
         value = {"max_retries": int(parts[0]), **dict(zip(_RETRY_PARTS[1:], parts[1:], strict=False))}
     if not isinstance(value, dict):

@@ -161,6 +161,8 @@ def _value(field: str, operator: str, value: str, text: str, place: int) -> Any:
         raise _wrong(error.message, text, place, error.hint) from None
     except re.error as error:
         raise _wrong(f"not a regular expression: {error}", text, place) from None
+    except (OverflowError, RecursionError):
+        raise _wrong("a regular expression with too many repeats or levels", text, place) from None
     except ValueError:
         raise _wrong(f'{field} is a whole number, not "{value}"', text, place) from None
 

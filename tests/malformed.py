@@ -69,7 +69,7 @@ def run(seed: int, seconds: float, count: int | None = None) -> dict[str, int]:
         figures["inputs"] += 1
         data = _input(rng)
         try:
-            _through(data, figures)
+            through(data, figures)
         except EXPECTED:
             continue
         except BaseException as error:
@@ -80,7 +80,7 @@ def run(seed: int, seconds: float, count: int | None = None) -> dict[str, int]:
     return figures
 
 
-def _through(data: bytes, figures: dict[str, int]) -> None:
+def through(data: bytes, figures: dict[str, int]) -> None:
     """What the manager does with a frame, up to where something would change."""
     value = unpack(data)
     figures["decoded"] += 1
