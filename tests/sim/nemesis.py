@@ -9,6 +9,8 @@ from typing import Any
 from .disk import Trouble
 from .network import Weather
 
+YEAR = 366 * 86_400.0
+
 
 @dataclass
 class Plan:
@@ -150,7 +152,7 @@ class Nemesis:
 
     def _jump(self) -> None:
         rng = self.system.world.rng
-        rng.choice(list(self.system.clocks.values())).jump(rng.choice((-3600.0, 3600.0, -1.0, 60.0)))
+        rng.choice(list(self.system.clocks.values())).jump(rng.choice((-3600.0, 3600.0, -1.0, 60.0, YEAR, -YEAR)))
 
     def _full(self) -> None:
         self.system.disk.full = True
