@@ -287,7 +287,7 @@ def _tasks(lots: Any) -> Sequence[NewTask]:
     """The tasks of a submit call, which travel in lots. Raises `Malformed`."""
     try:
         return tasks(lots, MAX_BATCH)
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, LookupError) as error:
         raise Malformed(f"not the tasks of a submit call: {error}") from None
 
 
