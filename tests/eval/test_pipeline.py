@@ -143,7 +143,7 @@ def test_batches_leave_during_the_block_and_few_are_waiting(here: Here, gate: th
         finally:
             gate.set()
             filling.join()
-        assert accepted(here) >= 7 * MAX_BATCH
+        assert accepted(here) >= 10 * MAX_BATCH - full  # the last one is still being filled
     assert accepted(here) == len(made) == 10 * MAX_BATCH
 
 
