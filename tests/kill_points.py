@@ -64,7 +64,7 @@ def _answer_too_early() -> None:
 
 def _commit_in_pieces() -> None:
     """Each statement of a batch is a transaction of its own."""
-    sqlite._transaction = lambda db, statements: statements(db)
+    sqlite.transaction = lambda db, statements: statements(db)
 
 
 MISTAKES: dict[str, Callable[[], None]] = {"": lambda: None, "early": _answer_too_early, "pieces": _commit_in_pieces}

@@ -40,7 +40,7 @@ from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
 from taskq.queue.task import State, Task, TaskRow
 from taskq.queue.waiting import WaitingRoom
-from taskq.stores.base import Store
+from taskq.stores.base import Opened, Store
 from taskq.turns import Turns
 
 log = logging.getLogger("taskq.queue")
@@ -88,9 +88,15 @@ class QueueCore:
 
     def open(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Take the store and load its live records; ``progress`` is told (done, total) from time to time."""
-        opened = self._store.open()
+        opened = self._store.open(lambda opened, rows: self._load(opened, _with_progress(rows, opened.live, progress)))
         for note in opened.notes:
             event(log, logging.WARNING, "store_doubtful", note)
+        self._state.uniqueness.add(self._store.uniques(self._clock.wall()))
+        self._state.resume(self._now())
+        self._has_space = self._store.has_space()
+
+    def _load(self, opened: Opened, rows: Iterator[TaskRow]) -> None:
+        """Take over what the store has, while it may still turn out to be damaged."""
         now = self._now()
         self._opened = opened
         self._started_at = now.wall
@@ -112,10 +118,7 @@ class QueueCore:
         self._state.rules = Rules(opened.queues)
         for worker in opened.workers:
             self._state.leases.expect(*worker, now=now.mono)
-        self._state.load(_with_progress(self._store.live(), opened.live, progress), now)
-        self._state.uniqueness.add(self._store.uniques(now.wall))
-        self._state.resume(self._now())
-        self._has_space = self._store.has_space()
+        self._state.load(rows, now)
 
     def start(self) -> None:
         """Start the threads of the queue's own."""

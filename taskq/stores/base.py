@@ -140,8 +140,8 @@ class Batch:
 class Opened:
     """What a store knows when it is opened.
 
-    ``epoch`` was raised by one, and that is on disk already. ``live`` counts the records that are not final; ``final``
-    counts the others by state.
+    ``epoch`` was raised by one; that is on disk when `Store.open` returns. ``live`` counts the records that are not
+    final; ``final`` counts the others by state.
     """
 
     store_id: int
@@ -157,6 +157,17 @@ class Opened:
     """What people should know of how it was found."""
 
 
+Take = Callable[[Opened, Iterator[TaskRow]], None]
+"""Is given all records that are not final, by rising id, with payloads of up to `INLINE_PAYLOAD` bytes (else None).
+
+They are read while it takes them, so that a million rows cost no second copy in memory. It must not call the store.
+"""
+
+
+def nothing(opened: Opened, rows: Iterator[TaskRow]) -> None:
+    """A `Take` that leaves all records where they are."""
+
+
 class Store(Protocol):
     """Where records are kept."""
 
@@ -170,20 +181,13 @@ class Store(Protocol):
         """Whether the disk was full, so that what was kept back for the outcomes of accepted tasks is in use."""
         ...
 
-    def open(self) -> Opened:
+    def open(self, take: Take = nothing) -> Opened:
         """Take the store for this process and raise its epoch.
 
-        Raises `StoreLocked` when another process has it, `StoreDamaged` when it is damaged or its newest commits are
-        lost (its files are left as they are), `ConfigError` when its folder cannot be written or it was made by a newer
-        taskq.
-        """
-        ...
-
-    def live(self) -> Iterator[TaskRow]:
-        """All records that are not final, by rising id, with payloads of up to `INLINE_PAYLOAD` bytes (else None).
-
-        Called once, after `open` and before the first `write`; reads in pieces, so that a million rows cost no second
-        copy in memory.
+        Before anything is changed, ``take`` is called with what is returned later and with the records. Raises what it
+        raises, `StoreLocked` when another process has the store, `StoreDamaged` when it is damaged or its newest
+        commits are lost (its files are left as they are), `ConfigError` when its folder cannot be written or it was
+        made by a newer taskq.
         """
         ...
 

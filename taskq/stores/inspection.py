@@ -15,15 +15,16 @@ from pathlib import Path
 from shlex import quote
 
 from taskq.errors import StoreDamaged
-from taskq.stores import schema, sums
+from taskq.stores import schema
 from taskq.stores.commits import Counted
-from taskq.stores.rows import RECOVER, Head, blob, damaged, is_plain_sealed, is_sealed, unsealed
+from taskq.stores.rows import RECOVER, Head, unsealed
 
 CHECKED = 2**30
 """Bytes: larger files are not read through at start."""
 SPARE_EPOCHS = 1_000
 SPARE_IDS = 1_000_000
 """How far epochs and ids jump over what is known when commits were lost."""
+_OLD_FILES = "put the newest copy of its files back, or go on without with --accept-lost-tail"
 _SEALED_FROM = 3  # the version of the tables that brought checksums
 
 
@@ -46,7 +47,6 @@ def inspect(db: sqlite3.Connection, path: Path) -> Head | None:
         raise _broken(path, f"its tables are not those of version {version}")
     if not is_sealed:
         return None
-    _check_live(db)
     for table, select in schema.CHECKED_TABLES.items():
         for row in db.execute(select):
             unsealed(table, row)
@@ -61,22 +61,25 @@ def read_head(db: sqlite3.Connection) -> Head:
     return Head(*unsealed("store", rows[0]))
 
 
-def _check_live(db: sqlite3.Connection) -> None:
-    seen = 0
-    for select, is_right in ((schema.CHECK_PLAIN, is_plain_sealed), (schema.CHECK_OTHERS, is_sealed)):
-        for row in db.execute(select):
-            if not is_right(row):
-                raise damaged(row[0])
-            seen += 1
-    if db.execute(schema.COUNT_LIVE_ROWS).fetchone()[0] != seen:
-        raise StoreDamaged("the store is damaged: its list of tasks that are not final", hint=RECOVER)
-    for id, data, sum in db.execute(schema.CHECK_PAYLOADS):
-        blob(sums.PAYLOAD, id, data, sum)
-
-
 def recover_hint(path: Path) -> str:
     """What to do next about damage in the store at ``path``."""
     return f'stop the manager, and save what is readable with "taskq recover {quote(str(path))}"'
+
+
+def located(error: StoreDamaged, path: Path) -> StoreDamaged:
+    """The error with the path in its hint, where it is from a place that does not know the path."""
+    if error.hint != RECOVER:
+        return error
+    return StoreDamaged(error.message, hint=recover_hint(path), details=error.details)
+
+
+def all_lost(path: Path, counter: Path, counted: Counted | None) -> StoreDamaged:
+    """The error for a store that is empty or older, though its counter has seen commits."""
+    seen = 0 if counted is None else counted.commits
+    return StoreDamaged(
+        f"the store {path} is empty or an older one, but {counter.name} has seen {seen:,} commits",
+        hint=_OLD_FILES,
+    )
 
 
 def _broken(path: Path, found: str) -> StoreDamaged:
@@ -102,7 +105,7 @@ def first_numbers(head: Head, counted: Counted | None, path: Path, *, accept: bo
         if not accept:
             raise StoreDamaged(
                 text,
-                hint="put the newest copy of its files back, or go on without with --accept-lost-tail",
+                hint=_OLD_FILES,
                 details={"lost_commits": lost, "first_lost_id": head.next_id, "last_lost_id": last - 1},
             )
         head = head._replace(epoch=max(head.epoch, counted.epoch), next_id=last, commits=counted.commits)

@@ -24,9 +24,11 @@ from taskq.stores.base import (
     KeyRow,
     Opened,
     QueueRow,
+    Take,
     TypeRow,
     UniqueRow,
     WorkerRow,
+    nothing,
 )
 from taskq.turns import Turns
 
@@ -93,18 +95,16 @@ class MemoryStore:
         self._queues: dict[str, QueueRow] = {}
         self._attempts: dict[int, dict[int, AttemptRow]] = {}
 
-    def open(self) -> Opened:
-        """Begin another epoch. Raises `StoreLocked` when it is open already."""
+    def open(self, take: Take = nothing) -> Opened:
+        """Begin another epoch; see `Store.open`. Raises `StoreLocked` when it is open already."""
         with self._mutex:
             if self._open:
                 raise StoreLocked("the store is open already")
-            self._open = True
-            self._epoch += 1
             counts = Counter(State(row.state) for row in self._rows.values())
             final = {state: counts.pop(state) for state in sorted(FINAL) if state in counts}
-            return Opened(
+            opened = Opened(
                 self._store_id,
-                self._epoch,
+                self._epoch + 1,
                 self._next_id,
                 dict(self._totals),
                 counts.total(),
@@ -113,12 +113,13 @@ class MemoryStore:
                 list(self._workers.values()),
                 list(self._queues.values()),
             )
+            take(opened, self._live())
+            self._open = True
+            self._epoch += 1
+            return opened
 
-    def live(self) -> Iterator[TaskRow]:
-        """See `Store.live`."""
-        with self._mutex:
-            ids = sorted(id for id, row in self._rows.items() if row.state not in FINAL)
-        for id in ids:
+    def _live(self) -> Iterator[TaskRow]:
+        for id in sorted(id for id, row in self._rows.items() if row.state not in FINAL):
             row = self._rows[id]
             keep = row.payload is not None and len(row.payload) <= INLINE_PAYLOAD
             yield row if keep else row._replace(payload=None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from marshal import dumps
 from sys import intern
 from typing import Any, NamedTuple
@@ -136,10 +137,29 @@ def task_row(stored: tuple[Any, ...]) -> TaskRow:
     that rows share are kept once.
     """
     if stored[RUN] is None:
-        # A million of these are made at start: one display, no slices of slices.
         return _make((stored[0], intern(stored[1]), intern(stored[2]), *stored[3:RUN], *_NEVER_RUN))
     error = None if stored[_ERROR] is None else tuple(json.loads(stored[_ERROR]))
     return _make((stored[0], intern(stored[1]), intern(stored[2]), *stored[3:_ERROR], error, stored[_STORED - 1]))
+
+
+def plain_rows(found: Sequence[tuple[Any, ...]]) -> list[TaskRow]:
+    """Rows of `LIVE` that are plain. Raises `StoreDamaged`. A million of them come through here at a start."""
+    made = []
+    sums = map(crc32, map(dumps, [row[:_DUE] for row in found], repeat(FORMAT)), repeat(TASK))
+    for row, sum in zip(found, sums, strict=True):
+        if sum != row[RUN] or row[_STATE] != 1 or row[_DUE] != row[_DUE - 1]:
+            raise damaged(row[0])
+        made.append(_make((row[0], intern(row[1]), intern(row[2]), *row[3:RUN], *_NEVER_RUN)))
+    return made
+
+
+def light_row(stored: tuple[Any, ...]) -> TaskRow:
+    """A row of `LIVE_OTHERS`, without a payload that is not small. Raises `StoreDamaged`."""
+    if not is_sealed(stored):
+        raise damaged(stored[0])
+    row = task_row(stored)
+    is_small = type(row.payload) is bytes and len(row.payload) <= INLINE_PAYLOAD
+    return row if is_small else row._replace(payload=None)
 
 
 def slim_row(stored: tuple[Any, ...]) -> TaskRow:
@@ -160,11 +180,6 @@ def whole_row(stored: tuple[Any, ...]) -> TaskRow:
     if type(stored[_RESULT]) is int:
         row = row._replace(result=blob(RESULT, row.id, result, result_sum))
     return row
-
-
-def is_plain_sealed(row: tuple[Any, ...]) -> bool:
-    """Whether a row of `CHECK_PLAIN` fits its checksum: a million of them are looked at when a manager starts."""
-    return row[_DUE] == row[_DUE - 1] and row[_STATE] == 1 and bool(crc32(dumps(row[:_DUE], FORMAT), TASK) == row[RUN])
 
 
 def is_sealed(stored: Sequence[Any]) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 
 from taskq.errors import ConfigError
 from taskq.queue.task import TaskChange, TaskRow
-from taskq.stores.base import INLINE_PAYLOAD, KEEP_ATTEMPTS, AttemptRow
+from taskq.stores.base import KEEP_ATTEMPTS, AttemptRow
 
 APPLICATION_ID = 0x7461736B
 """``task``, in the file's header: tells our files from other SQLite databases."""
@@ -153,10 +153,6 @@ KEY = "SELECT key, id, digest, sum FROM key WHERE key = ?"
 
 _IDS = "(SELECT value FROM json_each(?))"
 _COLUMNS = [f"t.{name}" for name in _FIELDS]
-_light = list(_COLUMNS)
-_light[PAYLOAD_AT] = (
-    f"CASE WHEN typeof(t.payload) = 'blob' AND length(t.payload) <= {INLINE_PAYLOAD} THEN t.payload END"
-)
 _sealed = [*_COLUMNS, "t.sum", "t.payload_sum", "t.state_sum"]
 _whole = list(_sealed)
 for _column in ("payload", "result"):
@@ -170,34 +166,26 @@ SELECT = f"SELECT {', '.join(_whole)} FROM task t"
 GET = f"{SELECT} WHERE t.id IN {_IDS}"
 _SELECT_SLIM = f"SELECT {', '.join(_sealed)} FROM task t"
 GET_SLIM = f"{_SELECT_SLIM} WHERE t.id IN {_IDS}"
+_UNRUN = ", ".join(_COLUMNS[RUN:])
+_NOT_PLAIN = f"coalesce(t.payload_sum, t.state_sum, {_UNRUN}, CASE typeof(t.payload) WHEN 'integer' THEN 1 END)"
 LIVE = (
-    f"SELECT {', '.join(_light[: RUN + 1])} FROM task t INDEXED BY live"
-    f" WHERE t.state < {FIRST_FINAL} AND t.id > ? ORDER BY t.id LIMIT ?"
+    f"SELECT {', '.join(_COLUMNS[:RUN])}, t.sum, {_NOT_PLAIN} FROM task t INDEXED BY live"
+    f" WHERE t.state < {FIRST_FINAL} ORDER BY t.id"
 )
-"""The beginning of records that are not final, after an id; those with a run are looked up in `LIVE_RUNS`."""
-LIVE_RUNS = (
-    f"SELECT {', '.join(_light)} FROM task t INDEXED BY live"
-    f" WHERE t.state < {FIRST_FINAL} AND t.id BETWEEN ? AND ? AND t.run IS NOT NULL"
+"""The beginning of all records that are not final; whose last value is not NULL is looked up in `LIVE_OTHERS`."""
+LIVE_OTHERS = (
+    f"SELECT {', '.join(_sealed)} FROM task t INDEXED BY live"
+    f" WHERE t.state < {FIRST_FINAL} AND t.id BETWEEN ? AND ? AND {_NOT_PLAIN} IS NOT NULL"
+)
+LIVE_PAYLOADS = (
+    "SELECT t.id, p.data, p.sum FROM task t INDEXED BY live LEFT JOIN payload p ON p.id = t.id"
+    f" WHERE t.state < {FIRST_FINAL} AND t.id BETWEEN ? AND ? AND typeof(t.payload) = 'integer'"
 )
 PAYLOADS = (
     "SELECT group_concat(id || ' ' || hex(payload) || ' ' || coalesce(payload_sum, ''))"
     f" FROM task WHERE id IN {_IDS} AND typeof(payload) = 'blob'"
 )
 """All small payloads as one value, for the reason given at the top: ``id hex sum,id hex sum,…``."""
-_UNRUN = ", ".join(_COLUMNS[RUN:])
-CHECK_PLAIN = (
-    f"SELECT {', '.join(_COLUMNS[:RUN])}, t.sum FROM task t INDEXED BY live WHERE t.state < {FIRST_FINAL}"
-    f" AND coalesce(t.payload_sum, t.state_sum, {_UNRUN}) IS NULL"
-)
-CHECK_OTHERS = (
-    f"SELECT {', '.join(_sealed)} FROM task t INDEXED BY live WHERE t.state < {FIRST_FINAL}"
-    f" AND coalesce(t.payload_sum, t.state_sum, {_UNRUN}) IS NOT NULL"
-)
-CHECK_PAYLOADS = (
-    "SELECT t.id, p.data, p.sum FROM task t INDEXED BY live LEFT JOIN payload p ON p.id = t.id"
-    f" WHERE t.state < {FIRST_FINAL} AND typeof(t.payload) = 'integer'"
-)
-"""What a start looks at before it trusts a store: all records that are not final."""
 ATTEMPTS = f"SELECT {', '.join(_ATTEMPT_COLUMNS)} FROM attempt WHERE id = ? ORDER BY run"
 OLD_ATTEMPTS = (
     "DELETE FROM attempt WHERE (id, run) IN (SELECT id, run FROM (SELECT id, run, row_number() OVER"

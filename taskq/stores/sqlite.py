@@ -22,7 +22,6 @@ Theory of operation
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,24 +29,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
-from taskq.queue.task import State, TaskRow
+from taskq.queue.task import State
 from taskq.stores import backup, cleaning, rows, schema
-from taskq.stores.base import (
-    AttemptRow,
-    Batch,
-    CallRow,
-    KeyRow,
-    Opened,
-    QueueRow,
-    TypeRow,
-    UniqueRow,
-    WorkerRow,
-)
+from taskq.stores.base import Batch, Opened, Take, nothing
 from taskq.stores.commits import CommitCounter, Counted
-from taskq.stores.disk import FileWatch, LockFile, Reserve, free_space, make_file
-from taskq.stores.inspection import first_numbers, inspect, read_head, recover_hint
-from taskq.stores.rows import Head, unsealed
-from taskq.stores.sums import PAYLOAD, blob_sum, sealed
+from taskq.stores.connections import abandon, connect, looking, transaction
+from taskq.stores.disk import LockFile, make_file
+from taskq.stores.guard import Guard
+from taskq.stores.inspection import all_lost, first_numbers, inspect, located, read_head, recover_hint
+from taskq.stores.loading import load
+from taskq.stores.reading import Reading
+from taskq.stores.rows import Head
+from taskq.stores.sums import sealed
 from taskq.stores.upgrades import bring_up_to_date
 from taskq.turns import Turns
 
@@ -57,23 +50,13 @@ RESERVE = 16 * 2**20
 """Bytes that are kept back for the outcomes of accepted tasks."""
 
 _OLDEST_SQLITE = (3, 32)  # from there on a statement has room for `Insert`'s parameters
-_PATIENCE = 0.5  # seconds that the start waits for another program's lock
-_ROOM_TO_START = 2**20  # bytes: with less on the disk, the reserve is given up at once
-_PIECE = 1_000  # rows that one read at start takes; more would only leave the processor's cache
-_SCAN = 50_000  # ids that one piece of a search takes while commits wait
-_BOUNDS = "SELECT (SELECT min(id) FROM task), (SELECT max(id) FROM task)"
 _PAGE = 4096  # bytes, SQLite's own choice for new files
 _CUT_OFF = 2_000  # pages by which the file gets shorter at a time
-
-# Python's sqlite3 asks for an adapter of each value that is not exactly an int, a float or a text, and to find none
-# takes longest: before Python 3.12, longer than the rest of what a value costs. These leave a value as it is.
-for _kind, _unchanged in ((type(None), {}.get), (bytes, bytes), (bool, int)):
-    sqlite3.register_adapter(_kind, _unchanged)  # type: ignore[arg-type]  # {}.get gives None for None
 
 _Result = TypeVar("_Result")
 
 
-class SqliteStore:
+class SqliteStore(Reading):
     """Records in a SQLite file, behind the interface of `taskq.stores.base.Store`.
 
     Beside ``path`` lie ``-wal`` (part of the database), ``.commits``, ``.lock`` and ``.reserve``. ``free_mark`` and
@@ -87,12 +70,11 @@ class SqliteStore:
         self, path: Path, *, free_mark: int = FREE_MARK, reserve: int = RESERVE, accept_lost_tail: bool = False
     ) -> None:
         self._path = path
-        self._free_mark = free_mark
-        self._reserve_size = reserve
         self._mutex = Turns()
         self._lock = LockFile(self._beside(".lock"))
-        self._reserve = Reserve(self._beside(".reserve"), reserve)
-        self._watch = FileWatch(self._beside("-wal"), path)
+        self._guard = Guard(
+            path, self._beside("-wal"), free_mark=free_mark, reserve_file=self._beside(".reserve"), reserve=reserve
+        )
         self._counter = CommitCounter(self._beside(".commits"))
         self._accept_lost_tail = accept_lost_tail
         self._head = Head(0, 0, 1, "{}", 0)
@@ -105,7 +87,7 @@ class SqliteStore:
 
     # -- opening and closing -------------------------------------------------------------------------------------
 
-    def open(self) -> Opened:
+    def open(self, take: Take = nothing) -> Opened:
         """See `Store.open`."""
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old", hint="use a Python with 3.32 or newer")
@@ -113,71 +95,53 @@ class SqliteStore:
             self._lock.take()
             try:
                 with self._translated("open"):
-                    return self._open()
+                    return self._open(take)
             except BaseException:
                 self._disconnect()
                 self._lock.release()
                 raise
 
-    def _open(self) -> Opened:
+    def _open(self, take: Take) -> Opened:
         self._failure = None
-        self._reserve.find()
-        if free_space(self._path.parent) < _ROOM_TO_START:
-            self._reserve.free()
+        self._guard.make_room()
         counted = self._counter.read()
-        found = None if make_file(self._path) else self._inspect()
-        self._refuse_lost(found, counted)
-        db = self._db = self._connect()
+        opened = None if make_file(self._path) else self._look(counted, take)
+        if opened is None and not self._accepts(counted):
+            raise all_lost(self._path, self._counter.path, counted)
+        db = self._db = connect(self._path)
         self._with_reserve(bring_up_to_date)
-        self._head = read_head(db)
-        note = ""
-        if found is not None or counted is not None:
-            self._head, note = first_numbers(self._head, counted, self._counter.path, accept=True)
+        if opened is None:
+            head, note = read_head(db), ""
+            if counted is not None:
+                head, note = first_numbers(head, counted, self._counter.path, accept=True)
+            opened = self._load(db, head, note, take)
         self._counter.open()
-        self._transact(lambda db: None, epoch=self._head.epoch + 1)
-        self._fill_reserve(free_space(self._path.parent))
-        self._watch.begin()
-        return _read_opened(db, self._head, [note] if note else [])
+        self._transact(lambda db: None, epoch=opened.epoch)
+        self._guard.has_space()
+        self._guard.watch.begin()
+        return opened
 
-    def _inspect(self) -> Head | None:
-        """Look at a file without changing it, as a connection that may write would at its end."""
-        log = self._beside("-wal")
+    def _look(self, counted: Counted | None, take: Take) -> Opened | None:
+        """Look at a file and load it without changing it, as a connection that may write would at its end.
+
+        None when there is nothing to be loaded yet: it is empty, or its tables are older ones.
+        """
         if self._beside("-journal").exists():  # the process died while it made the file
             return None
-        how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
-        try:
-            uri = f"{self._path.absolute().as_uri()}?{how}"
-            with contextlib.closing(sqlite3.connect(uri, timeout=_PATIENCE, uri=True, isolation_level=None)) as db:
-                return inspect(db, self._path)
-        except StoreDamaged as error:
-            raise StoreDamaged(error.message, hint=recover_hint(self._path), details=error.details) from error
-        finally:
-            self._beside("-shm").unlink(missing_ok=True)
+        with looking(self._path) as db:
+            found = inspect(db, self._path)
+            if found is None:
+                return None
+            head, note = first_numbers(found, counted, self._counter.path, accept=self._accepts(counted))
+            return self._load(db, head, note, take)
 
-    def _refuse_lost(self, found: Head | None, counted: Counted | None) -> None:
-        """Raises `StoreDamaged` when the newest commits are lost, or all of them, and that is not accepted."""
-        if self._accept_lost_tail or counted is None or counted.next_id == 1:
-            return
-        if found is not None:
-            first_numbers(found, counted, self._counter.path, accept=False)
-        else:
-            raise StoreDamaged(
-                f"the store {self._path} is empty or an older one, but {self._counter.path.name} has seen"
-                f" {counted.commits:,} commits",
-                hint="put the newest copy of its files back, or go on without with --accept-lost-tail",
-            )
+    def _load(self, db: sqlite3.Connection, head: Head, note: str, take: Take) -> Opened:
+        self._head = head._replace(epoch=head.epoch + 1)
+        return load(db, self._head, note, take)
 
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-        try:
-            for pragma in schema.PRAGMAS:
-                db.execute(pragma).fetchall()
-            if _single(db, "PRAGMA journal_mode") != "wal":
-                raise ConfigError(f"the file system of {self._path} cannot hold a SQLite write-ahead log")
-        except BaseException:
-            db.close()
-            raise
-        return db
+    def _accepts(self, counted: Counted | None) -> bool:
+        """Whether commits may be lost: when nobody has seen any with a task, or people say so."""
+        return self._accept_lost_tail or counted is None or counted.next_id == 1
 
     def close(self) -> None:
         """See `Store.close`; SQLite copies its log into the database and removes it."""
@@ -186,7 +150,7 @@ class SqliteStore:
                 if self._db is not None:
                     self._check_files()
             finally:
-                self._watch.end()
+                self._guard.watch.end()
                 self._disconnect()
                 self._lock.release()
 
@@ -239,9 +203,9 @@ class SqliteStore:
         Another program can get at them when it was not kept out by SQLite's locks: by moving, restoring or deleting
         files, or on a file system without locks.
         """
-        if (path := self._watch.changed(first)) and self._failure is None:
+        if (path := self._guard.watch.changed(first)) and self._failure is None:
             self._failure = StoreFailed(f"another program has removed or replaced {path}: nothing more is accepted")
-            _abandon(self._db)
+            abandon(self._db)
             self._db = None
             raise self._failure
 
@@ -267,35 +231,24 @@ class SqliteStore:
         """Run statements in one transaction, once more when the disk was full and the reserve could be freed."""
         assert self._db is not None
         try:
-            return _transaction(self._db, statements)
+            return transaction(self._db, statements)
         except sqlite3.OperationalError as error:
-            if not (_is_full(error) and self._reserve.free()):
+            if not (_is_full(error) and self._guard.reserve.free()):
                 raise
             self._db.execute("PRAGMA wal_checkpoint").fetchall()  # so that the log begins again in the room it has
-            return _transaction(self._db, statements)
+            return transaction(self._db, statements)
 
     def has_space(self) -> bool:
-        """See `Store.has_space`; has the reserve back once there is room for it. Looks after the files, too."""
+        """See `Store.has_space`. Looks after the files, too."""
         with self._mutex:
             if self._db is not None:
                 self._check_files()
-        try:
-            free = free_space(self._path.parent)
-        except OSError:
-            return False
-        if not self._reserve.held:
-            with self._mutex:
-                self._fill_reserve(free)
-        return free >= self._free_mark and self._reserve.held
+            return self._guard.has_space()
 
     @property
     def strained(self) -> bool:
         """See `Store.strained`."""
-        return not self._reserve.held
-
-    def _fill_reserve(self, free: int) -> None:
-        if not self._reserve.held and free >= self._free_mark + self._reserve_size:
-            self._reserve.take()
+        return not self._guard.reserve.held
 
     def purge(self, states: Iterable[State], finished_before: float, limit: int, now: float) -> dict[State, int]:
         """See `Store.purge`."""
@@ -353,105 +306,18 @@ class SqliteStore:
             growing.unlink(missing_ok=True)
             raise
 
-    # -- reading -------------------------------------------------------------------------------------------------
-
-    def live(self) -> Iterator[TaskRow]:
-        """See `Store.live`."""
-        last = -1
-        while found := self._read(schema.LIVE, (last, _PIECE)):
-            last = found[-1][0]
-            if any(row[-1] is not None for row in found):
-                runs = {row[0]: row for row in self._read(schema.LIVE_RUNS, (found[0][0], last))}
-                found = [runs.get(row[0], row) for row in found]
-            yield from map(rows.task_row, found)
-
-    def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
-        """See `Store.payloads`."""
-        asked = json.dumps(list(ids))
-        large = self._read(schema.LARGE_PAYLOADS, (asked,))
-        found = {id: rows.blob(PAYLOAD, id, payload, sum) for id, payload, sum in large}
-        ((small,),) = self._read(schema.PAYLOADS, (asked,))
-        for item in small.split(",") if small else ():
-            id, payload, sum = item.split(" ")
-            found[int(id)] = bytes.fromhex(payload)
-            if sum and int(sum) != blob_sum(PAYLOAD, int(id), found[int(id)]):
-                raise rows.damaged(id)
-        return found
-
-    def get(self, ids: Sequence[int]) -> dict[int, TaskRow]:
-        """See `Store.get`."""
-        return {row[0]: rows.whole_row(row) for row in self._read(schema.GET, (json.dumps(list(ids)),))}
-
-    def slim(self, ids: Sequence[int]) -> dict[int, TaskRow]:
-        """See `Store.slim`."""
-        return {row[0]: rows.slim_row(row) for row in self._read(schema.GET_SLIM, (json.dumps(list(ids)),))}
-
-    def select(
-        self, *, states: Iterable[State] = (), type: str | None = None, queue: str | None = None, limit: int = 50
-    ) -> list[TaskRow]:
-        """See `Store.select`."""
-        sql, parameters = schema.selection(states, type, queue)
-        ((first, last),) = self._read(_BOUNDS)
-        found: list[TaskRow] = []
-        # In pieces, since a rare thing may be far back and commits are waiting.
-        while first is not None and last >= first and len(found) < limit:
-            piece = self._read(sql, (*parameters, last - _SCAN + 1, last, limit - len(found)))
-            found.extend(map(rows.whole_row, piece))
-            last -= _SCAN
-        return found
-
-    def scan(self, states: Iterable[State], below: int, limit: int) -> tuple[list[TaskRow], int]:
-        """See `Store.scan`."""
-        ((first, last),) = self._read(_BOUNDS)
-        if first is None:
-            return [], 0
-        top = min(last, below - 1) if below else last
-        found = self._read(schema.scan(states), (top - _SCAN + 1, top, limit))
-        done = found[-1][0] if len(found) == limit else top - _SCAN + 1
-        return list(map(rows.slim_row, found)), done if done > first else 0
-
-    def attempts(self, id: int) -> list[AttemptRow]:
-        """See `Store.attempts`."""
-        return [AttemptRow(*unsealed("attempt", row)) for row in self._read(schema.ATTEMPTS, (id,))]
-
-    def last_seq(self, client: int) -> int:
-        """See `Store.last_seq`."""
-        ((last,),) = self._read("SELECT max(seq) FROM call WHERE client = ?", (client,))
-        return int(last or 0)
-
-    def find_call(self, client: int, seq: int) -> CallRow | None:
-        """See `Store.find_call`."""
-        found = self._read(schema.CALL, (client, seq))
-        return CallRow(*unsealed("call", found[0])) if found else None
-
-    def find_keys(self, keys: Sequence[str]) -> dict[str, KeyRow]:
-        """See `Store.find_keys`."""
-        found = {}
-        for key in keys:
-            for row in self._read(schema.KEY, (key,)):
-                found[key] = KeyRow(*unsealed("key", row))
-        return found
-
-    def uniques_of(self, ids: Sequence[int]) -> list[UniqueRow]:
-        """See `Store.uniques_of`."""
-        return [_unique(row) for row in self._read(schema.UNIQUES_OF, (json.dumps(list(ids)),))]
-
-    def uniques(self, now: float) -> list[UniqueRow]:
-        """See `Store.uniques`."""
-        if not self._read(schema.ANY_UNIQUES)[0][0]:
-            return []
-        return [_unique(row) for row in self._read(schema.UNIQUES, (now,))]
-
-    def twins(self, ids: Sequence[int]) -> dict[int, int]:
-        """See `Store.twins`."""
-        found = [_unique(row) for row in self._read(schema.TWINS, (json.dumps(list(ids)),))]
-        return {row.id: row.twin for row in found if row.twin is not None}
+    # -- reading (see `Reading`)
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with self._mutex, self._translated("read"):
             if self._db is None:
                 raise StoreFailed("the store is closed")
             return self._db.execute(sql, parameters).fetchall()
+
+    def _rows(self, make: Callable[[Any], _Result], sql: str, parameters: Sequence[Any]) -> list[_Result]:
+        found = self._read(sql, parameters)
+        with self._translated("read"):
+            return [make(row) for row in found]
 
     @contextlib.contextmanager
     def _translated(self, verb: str) -> Iterator[None]:
@@ -460,6 +326,8 @@ class SqliteStore:
         """
         try:
             yield
+        except StoreDamaged as error:
+            raise located(error, self._path) from error.__cause__
         except sqlite3.Error as error:
             if type(error) is sqlite3.DatabaseError or "Could not decode" in str(error):
                 raise StoreDamaged(
@@ -470,37 +338,6 @@ class SqliteStore:
             raise StoreFailed(f"cannot {verb} {self._path}: {error}") from error
         except OSError as error:  # of the files beside the database
             raise StoreFailed(f"cannot {verb} {self._path}: {error.strerror or error}") from error
-
-
-def _transaction(db: sqlite3.Connection, statements: Callable[[sqlite3.Connection], _Result]) -> _Result:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        result = statements(db)
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # a full disk has ended it already
-            db.execute("ROLLBACK")
-        raise
-    return result
-
-
-def _read_opened(db: sqlite3.Connection, head: Head, notes: list[str]) -> Opened:
-    return Opened(
-        head.store_id,
-        head.epoch,
-        head.next_id,
-        json.loads(head.totals),
-        _single(db, schema.COUNT_LIVE),
-        {State(state): count for state, count in db.execute(schema.COUNT_FINAL)},
-        [TypeRow(*unsealed("type", row)) for row in db.execute(schema.TYPES)],
-        [WorkerRow(*unsealed("worker", row)) for row in db.execute(schema.WORKERS)],
-        [QueueRow(*unsealed("queue", row)) for row in db.execute(schema.QUEUES)],
-        notes,
-    )
-
-
-def _unique(row: Sequence[Any]) -> UniqueRow:
-    return UniqueRow(*unsealed("uniqueness", row))
 
 
 def _insert(db: sqlite3.Connection, insert: schema.Insert, rows: Sequence[Sequence[Any]]) -> None:
@@ -520,17 +357,6 @@ def _write_rare(db: sqlite3.Connection, batch: Batch) -> None:
         db.execute(schema.OLD_ATTEMPTS, (json.dumps(sorted({attempt.id for attempt in batch.attempts})),))
     if batch.queues:
         db.executemany("INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?)", sealed("queue", batch.queues))
-
-
-def _abandon(db: sqlite3.Connection | None) -> None:
-    """Never close a connection: at its end SQLite would copy its log over a file that is somebody else's by now, and
-    remove a log that is not its own.
-    """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
-
-
-def _single(db: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> Any:
-    return db.execute(sql, parameters).fetchone()[0]
 
 
 def _is_full(error: sqlite3.Error) -> bool:

@@ -829,8 +829,8 @@ def test_loading_takes_no_time_from_workers_that_come_back() -> None:
     class SlowStore(MemoryStore):
         clock: FakeClock | None = None
 
-        def live(self) -> Iterator[TaskRow]:
-            yield from super().live()
+        def _live(self) -> Iterator[TaskRow]:
+            yield from super()._live()
             if self.clock is not None:
                 self.clock.advance(100.0)
 

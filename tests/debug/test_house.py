@@ -58,6 +58,8 @@ ONLY_IN = {
         "stores.recovery",
         "stores.upgrades",
         "stores.disk",
+        "stores.connections",
+        "stores.loading",
         "bench.floors",
     ],
     "psutil": ["workers.*", "monitor", "manager", "bench.*"],

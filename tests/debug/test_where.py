@@ -103,7 +103,7 @@ def test_a_search_gives_everything_once_however_many_calls_it_takes(
 ) -> None:
     monkeypatch.setattr("taskq.queue.record_verbs.PIECES", 1)
     monkeypatch.setattr("taskq.queue.record_verbs.MAX_BATCH_BYTES", 9_000)
-    monkeypatch.setattr("taskq.stores.sqlite._SCAN", 40)
+    monkeypatch.setattr("taskq.stores.reading._SCAN", 40)
     store: Store = MemoryStore() if kind == "memory" else SqliteStore(tmp_path / "store.sqlite")
     queue = JobQueue(store, FakeClock(), QueueSettings())
     queue.open()

@@ -61,8 +61,8 @@ def test_a_backup_is_whole_while_submits_go_on(cluster: Cluster, tmp_path: Path)
     again = cluster.run("manager", "--backup", target)
     assert again.returncode == 2 and "is there already" in again.stderr, again.stderr
     store = SqliteStore(target)
-    opened = store.open()
-    ids = [row.id for row in store.live()]
+    ids: list[int] = []
+    opened = store.open(lambda opened, rows: ids.extend(row.id for row in rows))
     assert ids == list(range(1, len(ids) + 1)), "it is of one moment"
     assert len(ids) > 100_000 and set(before) <= set(ids)
     assert opened.next_id > max(acknowledged), "no id is given twice, though nobody kept the counter of commits"
