@@ -34,7 +34,7 @@ from taskq.queue import check
 from taskq.queue.commit import GroupCommit
 from taskq.queue.job_queue import JobQueue
 from taskq.queue.state import QueueState
-from taskq.stores import disk, sqlite
+from taskq.stores import disk, guard, sqlite
 from taskq.stores.sqlite import SqliteStore
 
 VERBS = ("open", "attach", "submit", "reserve", "report", "cancel", "requeue", "drop", "child_died", "purge", "clean")
@@ -118,7 +118,7 @@ class Points:
         for owner, names in ((QueueState, STATE), (GroupCommit, COMMIT), (SqliteStore, STORE)):
             for name in names:
                 self.after(owner, name)
-        for owner, name in ((disk.LockFile, "take"), (disk.LockFile, "release"), (disk.Reserve, "take")):
+        for owner, name in ((disk.LockFile, "take"), (disk.LockFile, "release"), (guard.Reserve, "take")):
             self.after(owner, name)
         for owner, name in ((sqlite, "make_file"), (os, "pwrite"), (os, "fsync"), (os, "ftruncate")):
             self.after(owner, name)
