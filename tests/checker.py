@@ -14,13 +14,14 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
 from history import Record, content, digest
-from observed import Observed, Run, observe
+from observed import RUNS_PER_EPOCH, Observed, Run, observe
 
 from taskq.queue.task import FINAL, State, TaskRow
 from taskq.stores import schema
@@ -52,10 +53,22 @@ class Step(NamedTuple):
 
 @dataclass
 class Stored:
-    """What the store says in the end. ``keys``: the task that each known key stands for."""
+    """What the store says in the end. ``keys``: the task that each known key stands for.
+
+    Only where a test has asked: ``calls``, (first id, size) of each submit call (client, seq), None if it is not known;
+    ``epoch``, in which runs are given from now on; ``next_id``.
+    """
 
     tasks: dict[int, TaskRow]
     keys: dict[str, int] = field(default_factory=dict)
+    calls: dict[tuple[int, int], tuple[int, int] | None] = field(default_factory=dict)
+    epoch: int | None = None
+    next_id: int | None = None
+
+    @cached_property
+    def contents(self) -> dict[int, str]:
+        """The content of each record; nothing that was submitted, where the payload or the type is gone."""
+        return {id: content(str(row.type), row.payload or b"") for id, row in self.tasks.items()}
 
 
 # -- stores
@@ -89,12 +102,13 @@ def i1_nothing_lost(seen: Observed, stored: Stored) -> Iterator[Violation]:
     gone = seen.gone()
     for one in seen.acknowledged("submit"):
         for id, name, _ in one.pairs():
-            row = stored.tasks.get(id)
-            if row is None:
+            if id not in stored.tasks:
                 if id not in gone:
                     yield Violation("I1", "acknowledged and not in the record", id)
-            elif _content(row) != name:
+            elif stored.contents[id] != name:
                 yield Violation("I1", "acknowledged, and another task in the record", id)
+        if stored.next_id is not None and stored.next_id <= max(one.reply["ids"]):
+            yield Violation("I1", f"its id may be given again: the next one is {stored.next_id}", max(one.reply["ids"]))
     yield from _outcomes_lost(seen, stored, gone)
 
 
@@ -112,21 +126,15 @@ def _outcomes_lost(seen: Observed, stored: Stored, gone: set[int]) -> Iterator[V
                 yield Violation("I1", "its cancel was acknowledged and is not in the record", id)
 
 
-def _content(row: TaskRow) -> str:
-    """The content of a record; nothing that was submitted, where the payload or the type is gone."""
-    return content(str(row.type), row.payload or b"")
-
-
 def i2_nothing_unexpected(seen: Observed, stored: Stored) -> Iterator[Violation]:
     """Everything in the record was submitted, and is there no more often than it was."""
     attempted: Counter[str] = Counter()
     for tries in seen.calls().values():
         attempted.update(name for name, _ in tries[0].arguments["items"])
-    found = Counter(map(_content, stored.tasks.values()))
-    for row in stored.tasks.values():
-        name = _content(row)
+    found = Counter(stored.contents.values())
+    for id, name in stored.contents.items():
         if found[name] > attempted[name]:
-            yield Violation("I2", f"in the record {found[name]} times, submitted {attempted[name]} times", row.id)
+            yield Violation("I2", f"in the record {found[name]} times, submitted {attempted[name]} times", id)
     for task in seen.runs.keys() - stored.tasks.keys() - seen.gone():
         yield Violation("I2", "a run of a task that is not in the record", task)
 
@@ -185,6 +193,8 @@ def i5_runs_rise(seen: Observed, stored: Stored) -> Iterator[Violation]:
     for run, times in given.items():
         if times > 1:
             yield Violation("I5", f"run {run} was given to {times} tasks")
+    if stored.epoch is not None and max(given, default=0) // RUNS_PER_EPOCH >= stored.epoch:
+        yield Violation("I5", f"runs may be given again: epoch {stored.epoch} begins after run {max(given)}")
 
 
 def i6_leases_apart(seen: Observed, stored: Stored) -> Iterator[Violation]:
@@ -339,6 +349,10 @@ def i12_unknown_resolves(seen: Observed, stored: Stored) -> Iterator[Violation]:
             yield Violation("I12", f"call {seq} of client {client} had the answers {sorted(map(str, answers))}")
         if not definite and any(one.end < inf for one in tries) and tries[-1].end < inf:
             yield Violation("I12", f"call {seq} of client {client} never had an answer, in {len(tries)} tries")
+        if (client, seq) in stored.calls:
+            ids = range(0) if (row := stored.calls[client, seq]) is None else range(row[0], row[0] + row[1])
+            if answers - {tuple(ids)}:
+                yield Violation("I12", f"call {seq} of client {client} had {answers}, and would have {tuple(ids)} now")
 
 
 def i13_side_counter(crashes: Iterable[tuple[int, int]]) -> Iterator[Violation]:

@@ -23,9 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checker
 import power_loss
 from power_load import set_small
-from promises import Promises
+from promises import AFTER_A_CRASH, Promises
 from queue_driver import Driver, Talk
 
 from taskq.clock import SystemClock
@@ -167,19 +168,22 @@ def aftermath(folder: Path, log: Path, after: Path) -> list[str]:
     wrong = power_loss.look(after, files, promises)
     queue = _open(folder)
     check.check(queue._state)
-    twice = [id for begun in promises.open.values() if "items" in begun for id in _again(queue, begun)]
+    for begun in promises.open.values():
+        if begun["verb"] == "submit":
+            _again(queue, begun, promises)
     queue.close()
-    return [*wrong, *(f"task {id} was accepted twice" for id in twice if id in promises.tasks)]
+    stored = checker.read_sqlite(folder / power_loss.STORE)
+    return [*wrong, *map(power_loss.as_text, checker.check(promises.seen, stored, AFTER_A_CRASH))]
 
 
-def _again(queue: JobQueue, begun: dict[str, Any]) -> list[int]:
-    """Repeat a submit that had no answer, two times; gives its ids if both answers are the same."""
+def _again(queue: JobQueue, begun: dict[str, Any], promises: Promises) -> None:
+    """Repeat a submit that had no answer, two times."""
     driver = Driver(1, 0, Talk(Path(os.devnull)))
     driver._seq = begun["seq"]
     items = [driver._item(place, *item) for place, item in enumerate(begun["items"])]
-    first, second = (queue.submit(begun["client"], begun["seq"], items).ids for _ in range(2))
-    assert list(first) == list(second), (first, second)
-    return list(first)
+    for _ in range(2):
+        answered = promises.submits(begun["client"], begun["seq"], begun["items"])
+        answered(ids=list(queue.submit(begun["client"], begun["seq"], items).ids), existing=[])
 
 
 def in_child(work: Callable[[], object], output: Path) -> int:

@@ -1,7 +1,8 @@
 """Power cuts without a plug: a queue's writes are traced once, then the power fails at every one of them.
 
 `run` is one campaign of one seed: trace `power_load`, cut at every operation, keep a random part of what was not synced
-(`crash_disk`), open what is left with the real store, and hold it against the replies that had been sent (`promises`).
+(`crash_disk`), open what is left with the real store, and hold it with `checker` against the replies that had been
+sent (`promises` makes a history of them).
 
 ``python tests/power_loss.py TRACE SEED CUT`` repeats one cut of a trace that was kept.
 """
@@ -21,17 +22,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from checker import Stored, Violation, i13_side_counter
 from crash_disk import TRACED, Disk, Operation, operations
-from promises import Found, Promises
+from promises import Promises
 from systrace import calls
 
 from taskq.errors import TaskqError
+from taskq.stores.commits import Counted
+from taskq.stores.inspection import Head
 from taskq.stores.sqlite import SqliteStore
 
 TESTS = Path(__file__).resolve().parent
 STORE = "store.sqlite"
 SHOWN = 20
 """Broken promises that are kept as text; all are counted."""
+
+
+class CrashedStore(SqliteStore):
+    """A store that tells, of what a crash has left, how many commits its counter and the database know of."""
+
+    crash: tuple[int, int] | None = None
+
+    def _refuse_lost(self, found: Head | None, counted: Counted | None) -> None:
+        if counted is not None:
+            self.crash = (counted.commits, 0 if found is None else found.commits)
+        super()._refuse_lost(found, counted)
 
 
 @dataclass
@@ -91,18 +106,25 @@ def look(folder: Path, files: dict[str, bytearray], promises: Promises) -> list[
         old.unlink()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    store = SqliteStore(folder / STORE, free_mark=0, reserve=0)
+    store = CrashedStore(folder / STORE, free_mark=0, reserve=0)
     try:
         opened = store.open()
         rows = {row.id: row for row in store.select(limit=10**6)}
         found_calls = {key: store.find_call(*key) for key in promises.asked_calls()}
         keys = {key: row.id for key, row in store.find_keys(promises.asked_keys()).items()}
     except TaskqError as error:
-        return [f"the store does not open: {error!r}"]
+        ahead = [*i13_side_counter([store.crash] if store.crash is not None else [])]
+        return [f"the store does not open: {error!r}", *map(str, ahead)]
     finally:
         store.close()
-    pairs = {key: None if row is None else (row.first_id, row.size) for key, row in found_calls.items()}
-    return promises.check(Found(opened.store_id, opened.epoch, opened.next_id, rows, pairs, keys))
+    calls = {key: None if row is None else (row.first_id, row.size) for key, row in found_calls.items()}
+    stored = Stored(rows, keys, calls, opened.epoch, opened.next_id)
+    return [as_text(one) for one in promises.check(stored, opened.store_id, store.crash)]
+
+
+def as_text(found: Violation) -> str:
+    """A violation in one line."""
+    return f"{found.promise} task {found.task}: {found.what}"
 
 
 def cuts(found: list[Operation], seed: int, variants: int, chosen: Callable[[int], bool]) -> Iterator[tuple[Any, ...]]:

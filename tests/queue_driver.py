@@ -23,6 +23,9 @@ from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE, Handout
 MAX_RETRIES, MAX_DEATHS = 2, 3
 SIZES = (8, 8, 8, 100, 2_000, 9_000)
 """Bytes of payloads and results: in the row of the task, in memory only, and in tables of their own."""
+KINDS = {ACK: "ack", NACK: "nack", GIVE_BACK: "give_back", SNOOZE: "snooze"}
+LAST = " last"
+"""After the kind of a nack: no attempt may follow."""
 
 
 class Talk:
@@ -123,7 +126,10 @@ class Driver:
             reports.append(report)
         if reports:
             self.held.clear()
-            refused = self._change("report", changes, self._queue.report, self._incarnation, self._session, reports)
+            call, outcomes = self._queue.report, [KINDS[one[0]] + LAST * (one[4:5] == (-1,)) for one in reports]
+            refused = self._change(
+                "report", changes, call, self._incarnation, self._session, reports, outcomes=outcomes
+            )
             assert not refused, f"{refused} of {reports}"
 
     def _outcome(self, id: int, run: int, was: Version) -> tuple[Version, tuple[Any, ...]]:
@@ -195,8 +201,10 @@ class Driver:
         found = self._all(*kinds)
         return [self._random.choice(found)] if found else []
 
-    def _change(self, verb: str, changes: dict[int, Version], call: Callable[..., Any], *arguments: Any) -> Any:
-        number = self._talk.begin(verb, to=[(id, *version) for id, version in changes.items()])
+    def _change(
+        self, verb: str, changes: dict[int, Version], call: Callable[..., Any], *arguments: Any, **said: Any
+    ) -> Any:
+        number = self._talk.begin(verb, to=[(id, *version) for id, version in changes.items()], **said)
         reply = call(*arguments)
         self._talk.say("end", call=number)
         self.versions.update(changes)

@@ -76,9 +76,9 @@ class Small:
         self.history.fail(id, run, "w")
         self.history.report("nack", id, run, "w", since=at, outcome="accepted", **more)
 
-    def broken(self, *promises: str, **more: Any) -> set[str]:
-        """The promises that the checker finds broken."""
-        stored = Stored(self.tasks, self.keys)
+    def broken(self, *promises: str, asked: dict[str, Any] | None = None, **more: Any) -> set[str]:
+        """The promises that the checker finds broken; ``asked``: more that the store was asked."""
+        stored = Stored(self.tasks, self.keys, **(asked or {}))
         return {found.promise for found in check(self.history.records, stored, promises or (*STORM, "I10"), **more)}
 
 
@@ -325,6 +325,20 @@ def test_a_call_that_was_tried_again_has_one_answer(small: Small) -> None:
     small.submitted(3, seq=2)
     small.acked(3, SECOND + 1, 3.0)
     assert small.broken() == set()
+
+
+@pytest.mark.parametrize(
+    ("promise", "asked"),
+    [
+        ("I1", {"next_id": 2}),
+        ("I5", {"epoch": SECOND // EPOCH}),
+        ("I12", {"calls": {(7, 1): (1, 1)}}),
+        ("I12", {"calls": {(7, 1): None}}),
+    ],
+)
+def test_nothing_is_given_again_and_calls_stay_known(small: Small, promise: str, asked: dict[str, Any]) -> None:
+    assert small.broken(asked=asked) == {promise}
+    assert not small.broken(asked={"next_id": 3, "epoch": SECOND // EPOCH + 1, "calls": {(7, 1): (1, 2)}})
 
 
 def test_replies_leave_after_the_sync_of_their_commit() -> None:
