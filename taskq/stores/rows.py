@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import groupby, repeat
 from marshal import dumps
+from operator import itemgetter
 from sys import intern
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -18,7 +19,7 @@ from zlib import crc32
 from taskq.errors import StoreDamaged
 from taskq.queue.task import PENDING, TaskChange, TaskRow
 from taskq.stores.base import INLINE_PAYLOAD, UniqueRow
-from taskq.stores.schema import INLINE, PAYLOAD_AT, RUN
+from taskq.stores.schema import CHANGES_ALIKE, INLINE, PAYLOAD_AT, PLAIN_ALIKE, RUN
 from taskq.stores.sums import FORMAT, PAYLOAD, RESULT, STATE, TASK, blob_sum, is_whole, seal, sealed
 
 _FIELDS = TaskRow._fields
@@ -27,6 +28,12 @@ _DUE, _STATE = _FIELDS.index("due_at"), _FIELDS.index("state")  # before them no
 _FLAG = TaskChange._fields.index("cancel_requested")
 _STORED = len(_FIELDS)
 _make = TaskRow._make
+_ENOUGH = 100
+"""Rows that share values: with as many, a statement of their own costs less than it spares."""
+_made_alike = itemgetter(*map(_FIELDS.index, (*PLAIN_ALIKE, "run", "terms_more")))
+_changed_alike = itemgetter(*map(TaskChange._fields.index, CHANGES_ALIKE))
+_own_of_plain = itemgetter(*(at for at, name in enumerate(_FIELDS[:RUN]) if name not in PLAIN_ALIKE))
+_own_of_change = itemgetter(*(at for at, name in enumerate(TaskChange._fields) if name not in CHANGES_ALIKE))
 _NEVER_RUN = (0, 0, 0, False, None, None, None, None, None, None, None)
 _UNWRITTEN = (None,) * len(_NEVER_RUN)
 
@@ -47,38 +54,70 @@ class Head(NamedTuple):
         return (*self, seal("store", self))
 
 
+Alike = list[tuple[Sequence[Any], list[tuple[Any, ...]]]]
+"""Groups of rows: the values that all of a group share, and the values that each has for itself."""
+
+
 @dataclass
 class Stored:
     """The tasks of a batch as rows for `INSERT_PLAIN`, `INSERT_YOUNG`, `INSERT_WHOLE`, `UPDATE`, `INSERT_PAYLOAD`,
-    `INSERT_RESULT`.
+    `INSERT_RESULT`; and where many share values, for `INSERT_PLAIN_ALIKE` and `UPDATE_ALIKE`.
     """
 
     plain: list[tuple[Any, ...]] = field(default_factory=list)
+    plain_alike: Alike = field(default_factory=list)
     young: list[tuple[Any, ...]] = field(default_factory=list)
     whole: list[tuple[Any, ...]] = field(default_factory=list)
     changed: list[tuple[Any, ...]] = field(default_factory=list)
+    changed_alike: Alike = field(default_factory=list)
     payloads: list[tuple[int, bytes, int]] = field(default_factory=list)
     results: list[tuple[int, bytes, int]] = field(default_factory=list)
 
 
 def stored(new: Iterable[TaskRow], changed: Iterable[TaskChange]) -> Stored:
-    """Take rows apart for the tables they go to, each with its checksums."""
+    """Take rows apart for the tables they go to, each with its checksums.
+
+    Tasks of one submit share most of their values, and so do the outcomes of one report. Each task that passes comes
+    through here twice, so what can be looked at once for all of them is.
+    """
     to = Stored()
-    add_plain, add_changed = to.plain.append, to.changed.append
-    # Each task that passes comes through here twice: no names to look up, no calls that can be spared.
-    for row in new:
-        payload = row.payload
-        is_plain = row[_STATE] == 1 and row[_DUE] == row[_DUE - 1] and row[-1] is None and not row[RUN]
-        if is_plain and (payload is None or len(payload) <= INLINE_PAYLOAD):
-            add_plain(row[:RUN] + (crc32(dumps(row[:_DUE], FORMAT), TASK),))  # noqa: RUF005 (twice as fast)
+    for shared, rows in groupby(new, _made_alike):
+        *_, submitted_at, due_at, state, run, terms_more = shared
+        if state == PENDING and due_at == submitted_at and run == 0 and terms_more is None:
+            _store_plain(shared[: len(PLAIN_ALIKE)], list(rows), to)
         else:
-            _store_other(row, to)
-    for made in changed:
-        change: tuple[Any, ...] = made[:]
-        if change[-1] is not None or (change[-2] is not None and len(change[-2]) > INLINE):
-            change = (*made[:-2], *_outcome(made, to.results))
-        add_changed(change + (crc32(dumps(change, FORMAT), STATE),))  # noqa: RUF005
+            for row in rows:
+                _store_other(row, to)
+    for shared, changes in groupby(changed, _changed_alike):
+        _store_changed(shared, changes, to)
     return to
+
+
+def _store_plain(shared: Sequence[Any], rows: Sequence[TaskRow], to: Stored) -> None:
+    small = [row for row in rows if row.payload is None or len(row.payload) <= INLINE_PAYLOAD]
+    sums = [(crc32(dumps(row[:_DUE], FORMAT), TASK),) for row in small]
+    if len(small) >= _ENOUGH:
+        to.plain_alike.append((shared, [_own_of_plain(row) + sum for row, sum in zip(small, sums, strict=True)]))
+    else:
+        to.plain += [row[:RUN] + sum for row, sum in zip(small, sums, strict=True)]
+    if len(small) < len(rows):
+        for row in rows:
+            if row.payload is not None and len(row.payload) > INLINE_PAYLOAD:
+                _store_other(row, to)
+
+
+def _store_changed(shared: Sequence[Any], made: Iterable[TaskChange], to: Stored) -> None:
+    changes = [
+        change[:]
+        if change.error is None and (change.result is None or len(change.result) <= INLINE)
+        else (*change[:-2], *_outcome(change, to.results))
+        for change in made
+    ]
+    sums = [(crc32(dumps(change, FORMAT), STATE),) for change in changes]
+    if len(changes) >= _ENOUGH and shared[-1] is None:  # an error is stored as another value than it is here
+        to.changed_alike.append((shared, [_own_of_change(row) + sum for row, sum in zip(changes, sums, strict=True)]))
+    else:
+        to.changed += [row + sum for row, sum in zip(changes, sums, strict=True)]
 
 
 def _store_other(row: TaskRow, to: Stored) -> None:

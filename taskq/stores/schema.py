@@ -113,16 +113,60 @@ class Insert:
             start += size
 
 
+_SIZES = (100, 125, 160, 200, 250, 320, 400, 500, 630, 800, _LARGEST)
+"""Rows of which there is a statement for many that share values; between them it is filled up."""
+
+
+class InsertAlike:
+    """The same for many rows that share the values of some columns, which are bound once.
+
+    All rows go into one statement (of `_LARGEST`): it is filled up to one of `_SIZES` with rows of NULL, which it
+    passes over.
+    """
+
+    def __init__(self, table: str, shared: Sequence[str], own: Sequence[str], ending: str = "") -> None:
+        """``own``: the other columns, first one that is never NULL."""
+        self._beginning = (
+            f"INSERT INTO {table} ({', '.join((*shared, *own))})"
+            f" SELECT {', '.join('?' * len(shared))}, own.* FROM (VALUES "
+        )
+        self._row = f"({', '.join('?' * len(own))})"
+        self._filling = (None,) * len(own)
+        self._ending = f") AS own WHERE own.column1 IS NOT NULL{ending}"
+        self._sql = lru_cache(maxsize=None)(self._text)
+
+    def _text(self, rows: int) -> str:
+        return self._beginning + ", ".join([self._row] * rows) + self._ending
+
+    def statements(self, shared: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Each statement with its parameters."""
+        for start in range(0, len(rows), _LARGEST):
+            part = rows[start : start + _LARGEST]
+            size = next(size for size in _SIZES if size >= len(part))
+            filling = self._filling * (size - len(part))
+            yield self._sql(size), (*shared, *chain.from_iterable(part), *filling)
+
+
 def _replacing(columns: Sequence[str], key: str) -> str:
     return f" ON CONFLICT ({key}) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in columns)
 
 
+def _own(insert: Insert, shared: Sequence[str]) -> list[str]:
+    return [name for name in insert.columns if name not in shared]
+
+
 INSERT_PLAIN = Insert("task", (*_FIELDS[:RUN], "sum"))
 """Of tasks that are as most are when they are submitted: due at once, with a small payload."""
+PLAIN_ALIKE = ("type", "queue", "priority", "max_retries", "key", "client", "submitted_at", "due_at", "state")
+"""Columns that such tasks of one submit share. Seconds are not among them: 1 equals 1.0, and is kept as 1."""
+INSERT_PLAIN_ALIKE = InsertAlike("task", PLAIN_ALIKE, _own(INSERT_PLAIN, PLAIN_ALIKE))
 INSERT_YOUNG = Insert("task", (*_FIELDS[:RUN], *SUMS))
 INSERT_WHOLE = Insert("task", (*_FIELDS, *SUMS))
 UPDATE = Insert("task", (*TaskChange._fields, "state_sum"), _replacing((*_CHANGING, "state_sum"), "id"))
 """Of rows that are there: an upsert, since it takes many rows in one statement (and is faster than UPDATE FROM)."""
+CHANGES_ALIKE = ("state", "failures", "deaths", "cancel_requested", "worker", "worker_name", "finished_at", "error")
+"""Columns that the outcomes of one report share, when all went well."""
+UPDATE_ALIKE = InsertAlike("task", CHANGES_ALIKE, _own(UPDATE, CHANGES_ALIKE), _replacing(UPDATE.columns[1:], "id"))
 INSERT_PAYLOAD = Insert("payload", ("id", "data", "sum"))
 INSERT_RESULT = Insert("result", ("id", "data", "sum"), _replacing(("data", "sum"), "id"))
 _CALL = ("client", "seq", "first_id", "size", "digest", "at", "sum")

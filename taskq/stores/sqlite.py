@@ -169,9 +169,11 @@ class SqliteStore(Reading):
 
         def statements(db: sqlite3.Connection) -> None:
             _insert(db, schema.INSERT_PLAIN, to.plain)
+            _insert_alike(db, schema.INSERT_PLAIN_ALIKE, to.plain_alike)
             _insert(db, schema.INSERT_YOUNG, to.young)
             _insert(db, schema.INSERT_WHOLE, to.whole)
             _insert(db, schema.UPDATE, to.changed)
+            _insert_alike(db, schema.UPDATE_ALIKE, to.changed_alike)
             _insert(db, schema.INSERT_PAYLOAD, to.payloads)
             _insert(db, schema.INSERT_RESULT, to.results)
             _insert(db, schema.INSERT_RESULT_END, sealed("result_end", batch.result_ends))
@@ -343,6 +345,12 @@ class SqliteStore(Reading):
 def _insert(db: sqlite3.Connection, insert: schema.Insert, rows: Sequence[Sequence[Any]]) -> None:
     for sql, parameters in insert.statements(rows):
         db.execute(sql, parameters)
+
+
+def _insert_alike(db: sqlite3.Connection, insert: schema.InsertAlike, groups: rows.Alike) -> None:
+    for shared, own in groups:
+        for sql, parameters in insert.statements(shared, own):
+            db.execute(sql, parameters)
 
 
 def _write_rare(db: sqlite3.Connection, batch: Batch) -> None:

@@ -287,6 +287,21 @@ def test_many_sizes_of_batches(store: Store) -> None:
         next_id += size
 
 
+@pytest.mark.parametrize("count", [100, 101, 1_001])
+def test_of_many_that_are_alike_each_is_kept_as_it_is(store: Store, count: int) -> None:
+    """What many tasks share is written once; 1 and 1.0 are equal, and still two values."""
+    new = [row(id, backoff=1 if id % 2 else 1.0, timeout=id % 3 or None) for id in range(1, count + 1)]
+    new += [row(count + 1, payload=b"p" * 5_000), row(count + 2, key="own"), row(count + 3, due_at=NOW + 60)]
+    put(store, *new, next_id=count + 4)
+    ids = [made.id for made in new]
+    assert repr(sorted(reopened(store).get(ids).items())) == repr([(made.id, made) for made in new])
+    later = [made._replace(state=4, run=made.id, finished_at=NOW, result=b"r%d" % made.id) for made in new]
+    later[1] = later[1]._replace(result=b"r" * 5_000)
+    later[2] = later[2]._replace(state=5, result=None, error=ERROR)
+    change(store, *later)
+    assert reopened(store).get(ids) == {made.id: made for made in later}
+
+
 def test_an_empty_batch_writes_its_numbers(store: Store) -> None:
     store.write(Batch(next_id=12, totals={"failed": 3}))
     store.close()
