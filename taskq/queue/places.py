@@ -6,7 +6,7 @@ of them are back, so that none runs twice; and none of them expires before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
 from taskq.queue.changes import Changes
@@ -123,6 +123,13 @@ class Places:
             began = task.submitted_at if task.started_at is None else task.started_at
             task.due_at -= max(0.0, began - now.wall)
         self.settle(task, changes)
+
+    def load_pending(self, tasks: Sequence[Task]) -> dict[tuple[str, str], int]:
+        """The same for pending ones without deaths with rising ids, higher than all before; how many, by shelf."""
+        for task in tasks:
+            if task.terms.expiring:
+                (self.kept_expiry if self._is_kept(task) else self.expiry).push(task)
+        return self._shelves(tasks[-1]).extend(tasks) if tasks else {}
 
     def next_date(self) -> float:
         """The wall-clock seconds at which the next task is due or expires, infinity when there is none."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from math import inf
 
 from taskq.config import QueueSettings
@@ -39,6 +40,9 @@ from taskq.stores.base import KeyRow, UniqueRow
 
 DUE_STEP = 5_000
 """Most scheduled tasks that one `QueueState.tick` makes pending: a hundred thousand may be due in the same second."""
+
+LOAD_STEP = 1_000
+"""Records that are loaded at a time."""
 
 
 class QueueState(Moves):
@@ -62,11 +66,20 @@ class QueueState(Moves):
         """
         self.places.keep_back(self.next_id, now)
         self.places.follow_wall_clock(now)  # so that the first tick sees whether it was set meanwhile
-        loaded, before, counts = Changes(), len(self.tasks), Counter[tuple[str, State]]()
-        for row in rows:
-            task = from_row(row)
-            self.tasks[task.id] = task
-            counts[task.queue, task.state] += 1
+        before, left = len(self.tasks), iter(rows)
+        while tasks := [from_row(row) for row in islice(left, LOAD_STEP)]:
+            self.tasks.update((task.id, task) for task in tasks)
+            waiting = [task for task in tasks if task.state is PENDING and not task.deaths]
+            for (queue, _), count in self.places.load_pending(waiting).items():
+                self.figures.entered(queue, PENDING, count)
+            if len(waiting) < len(tasks):
+                self._load_others([task for task in tasks if task.state is not PENDING or task.deaths], now)
+        return len(self.tasks) - before
+
+    def _load_others(self, tasks: Iterable[Task], now: Moment) -> None:
+        loaded = Changes()
+        for task in tasks:
+            self.figures.entered(task.queue, task.state)
             if task.state is RUNNING:
                 worker = self._worker_of(task, now)
                 worker.running[task.id] = task
@@ -75,9 +88,6 @@ class QueueState(Moves):
                     self.stopping.add(task)
             else:
                 self.places.load(task, now, loaded)
-        for (queue, state), count in counts.items():
-            self.figures.entered(queue, state, count)
-        return len(self.tasks) - before
 
     def resume(self, now: Moment) -> None:
         """Loading, which may take long, is over: only now do leases begin, and the time to come back in."""

@@ -7,8 +7,9 @@ bytes the row holds the length, and a table of their own the bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby, repeat
 from marshal import dumps
 from operator import itemgetter
@@ -27,7 +28,7 @@ _RESULT, _ERROR = _FIELDS.index("result"), _FIELDS.index("error")
 _DUE, _STATE = _FIELDS.index("due_at"), _FIELDS.index("state")  # before them nothing ever changes
 _FLAG = TaskChange._fields.index("cancel_requested")
 _STORED = len(_FIELDS)
-_make = TaskRow._make
+_make: Callable[[Iterable[Any]], TaskRow] = partial(tuple.__new__, TaskRow)  # faster than its own `_make`
 _ENOUGH = 100
 """Rows that share values: with as many, a statement of their own costs less than it spares."""
 _made_alike = itemgetter(*map(_FIELDS.index, (*PLAIN_ALIKE, "run", "terms_more")))
