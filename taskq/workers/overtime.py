@@ -71,8 +71,8 @@ class Overtime:
         self._since = since
         if not since:
             return Verdict(False, (), coming)
-        longest = now - min(since.values())
-        if longest >= GRACE:
+        oldest = min(since.values())
+        if now >= oldest + GRACE:
             return Verdict(True, over, now)
-        steps = (PATIENCE, GRACE) if longest < PATIENCE else (GRACE,)
-        return Verdict(longest >= PATIENCE, (), min(coming, now - longest + steps[0]))
+        is_late = now >= oldest + PATIENCE
+        return Verdict(is_late, (), min(coming, oldest + (GRACE if is_late else PATIENCE)))

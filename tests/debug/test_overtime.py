@@ -27,6 +27,15 @@ def test_a_process_is_left_alone_then_leaves_then_is_killed() -> None:
     assert verdict.leave and verdict.kill == stuck
 
 
+def test_each_look_at_the_time_it_names_goes_one_step_further() -> None:
+    for number in range(1_000):  # times that no float sum gives back exactly
+        overtime, stuck = Overtime(), [running(1, 2045.05 + number / 7)]
+        leave = overtime.look(stuck, 2045.05 + number / 7)
+        kill = overtime.look(stuck, leave.next)
+        end = overtime.look(stuck, kill.next)
+        assert (leave.leave, kill.leave, bool(kill.kill), end.kill) == (False, True, False, stuck)
+
+
 def test_a_task_that_ended_in_time_is_forgotten() -> None:
     overtime = Overtime()
     overtime.look([running(1, 10.0)], 10.5)

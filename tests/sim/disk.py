@@ -94,7 +94,7 @@ class Mounted:
                     world.failures.append(f"task {change.id} was completed, and changed after that")
             elif change.run < before.run:
                 world.failures.append(f"task {change.id} went back from run {before.run} to {change.run}")
-            elif before.state in FINAL and change.state not in FINAL and change.state != State.PENDING:
+            elif before.state in FINAL and change.state not in FINAL and (change.failures, change.deaths) != (0, 0):
                 world.failures.append(f"task {change.id} was over and is {State(change.state).label}")
         world.changed = world.changed or bool(batch.new or batch.changed)
         was_open, store._open = store._open, True  # a torn write may land after the manager is gone

@@ -14,6 +14,8 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 SPIN = 200_000
 """Turns without any time passing after which the system hangs in a loop."""
+LEAST = 1e-6
+"""Seconds: no timer ends sooner. A remainder too small to move a float clock would else be waited for without end."""
 
 
 class Process:
@@ -241,7 +243,8 @@ class World:
         thread.waits += 1
         thread.waiting, thread.woken = True, False
         if timeout is not None:
-            self.at(max(0.0, timeout) / thread.process.clock.rate, self._time_is_up, thread, thread.waits)
+            least = LEAST if timeout > 0 else 0.0
+            self.at(max(least, timeout / thread.process.clock.rate), self._time_is_up, thread, thread.waits)
         self.hub.switch()
         self.alive()
         return thread.woken
