@@ -11,6 +11,8 @@ import socket
 import struct
 import threading
 
+from relay import Relay
+
 from taskq.config import Address
 
 KINDS = ("slices", "stall", "drop", "flip", "half_close", "reset")
@@ -21,21 +23,18 @@ _PIECE = 65_536
 _ONE_BY_ONE = 4_000  # bytes of a piece that go one at a time
 
 
-class Cable:
+class Cable(Relay):
     """Listens on a free port and passes bytes on to ``target``, more or less."""
 
     def __init__(self, target: Address, seed: int) -> None:
-        self._target = target
+        super().__init__(target)
         self._rng = random.Random(seed)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.address = Address("127.0.0.1", self._listener.getsockname()[1])
         self._changed = threading.Condition()
         self._kind = GOOD
         self._closed = False
         self.struck = dict.fromkeys(KINDS, 0)
         """How many pieces of data each kind has hit."""
-        self._threads: list[threading.Thread] = []
-        self._run(self._accept)
+        self.start()
 
     def turn(self, kind: str) -> None:
         """Treat everything so from now on."""
@@ -47,31 +46,13 @@ class Cable:
         """End everything."""
         self._closed = True
         self.turn("reset")
-        self._listener.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(10)
-        self._listener.close()
+        self.end()
 
-    def _run(self, target: object, *arguments: object) -> None:
-        thread = threading.Thread(target=target, args=arguments, name="cable", daemon=True)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                far = socket.create_connection((self._target.host, self._target.port))
-            except OSError:
-                near.close()
-                continue
-            for end in (near, far):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                end.settimeout(0.2)
-            self._run(self._serve, near, far)
+    def connected(self, near: socket.socket, far: socket.socket) -> None:
+        """See `Relay.connected`."""
+        for end in (near, far):
+            end.settimeout(0.2)
+        self.run(self._serve, near, far)
 
     def _serve(self, near: socket.socket, far: socket.socket) -> None:
         """Both directions; the ends are closed when both are over."""

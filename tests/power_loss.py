@@ -9,10 +9,12 @@ sent (`promises` makes a history of them).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -28,25 +30,13 @@ from promises import Promises
 from systrace import calls
 
 from taskq.errors import TaskqError
-from taskq.stores.commits import Counted
-from taskq.stores.inspection import Head
+from taskq.stores.commits import CommitCounter
 from taskq.stores.sqlite import SqliteStore
 
 TESTS = Path(__file__).resolve().parent
 STORE = "store.sqlite"
 SHOWN = 20
 """Broken promises that are kept as text; all are counted."""
-
-
-class CrashedStore(SqliteStore):
-    """A store that tells, of what a crash has left, how many commits its counter and the database know of."""
-
-    crash: tuple[int, int] | None = None
-
-    def _refuse_lost(self, found: Head | None, counted: Counted | None) -> None:
-        if counted is not None:
-            self.crash = (counted.commits, 0 if found is None else found.commits)
-        super()._refuse_lost(found, counted)
 
 
 @dataclass
@@ -106,20 +96,32 @@ def look(folder: Path, files: dict[str, bytearray], promises: Promises) -> list[
         old.unlink()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    store = CrashedStore(folder / STORE, free_mark=0, reserve=0)
+    crash = counted(folder / STORE)
+    store = SqliteStore(folder / STORE, free_mark=0, reserve=0)
     try:
         opened = store.open()
         rows = {row.id: row for row in store.select(limit=10**6)}
         found_calls = {key: store.find_call(*key) for key in promises.asked_calls()}
         keys = {key: row.id for key, row in store.find_keys(promises.asked_keys()).items()}
     except TaskqError as error:
-        ahead = [*i13_side_counter([store.crash] if store.crash is not None else [])]
-        return [f"the store does not open: {error!r}", *map(str, ahead)]
+        return [f"the store does not open: {error!r}", *map(as_text, i13_side_counter([crash]))]
     finally:
         store.close()
     calls = {key: None if row is None else (row.first_id, row.size) for key, row in found_calls.items()}
     stored = Stored(rows, keys, calls, opened.epoch, opened.next_id)
-    return [as_text(one) for one in promises.check(stored, opened.store_id, store.crash)]
+    return [as_text(one) for one in promises.check(stored, opened.store_id, crash)]
+
+
+def counted(path: Path) -> tuple[int, int]:
+    """How many commits the side counter of a store has seen, and how many are found in it, before it is opened."""
+    counter = CommitCounter(path.with_name(path.name + ".commits")).read()
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            commits = db.execute("SELECT commits FROM store").fetchone()[0]
+    except (sqlite3.Error, TypeError):
+        commits = 0  # there is no such file yet, no such table, or no row in it
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    return (0 if counter is None else counter.commits), commits
 
 
 def as_text(found: Violation) -> str:

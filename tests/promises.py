@@ -21,7 +21,7 @@ from observed import Observed, Run, Try
 from taskq.queue.task import FINAL, State, TaskRow
 
 AFTER_A_CRASH = ("I1", "I2", "I3", "I4", "I5", "I8", "I12")
-"""What holds of a store at any moment; I13 where the commit counter was read too."""
+"""What holds of a store at any moment, beside I13."""
 SOME = 12
 """Calls that are asked about after each crash: the last ones."""
 LABELS = {"requeue": "requeued", "drop": "dropped", "purge": "purged"}
@@ -171,9 +171,9 @@ class Promises:
         """The keys that a check wants."""
         return [task.key for task in self.tasks.values() if task.key is not None]
 
-    def check(self, stored: Stored, store_id: int, crash: tuple[int, int] | None) -> list[Violation]:
+    def check(self, stored: Stored, store_id: int, crash: tuple[int, int]) -> list[Violation]:
         """What is not as it was promised. ``crash``: the commit counter and the commits that were found."""
-        found = check(self.seen, stored, AFTER_A_CRASH, crashes=[crash] if crash is not None else None)
+        found = check(self.seen, stored, AFTER_A_CRASH, crashes=[crash])
         if self.store_id and store_id != self.store_id:
             found.append(Violation("I1", f"it is another store: {store_id} for {self.store_id}"))
         for id, task in self.tasks.items():

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from relay import Relay
+
 from taskq.config import Address
 from taskq.wire.codec import unpack
 from taskq.wire.seal import SEAL_BYTES
@@ -38,19 +40,16 @@ class Trap:
         return self.caught
 
 
-class Proxy:
+class Proxy(Relay):
     """Listens on a free port and passes everything on to ``target``."""
 
     def __init__(self, target: Address) -> None:
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = Address("127.0.0.1", self._listener.getsockname()[1])
+        super().__init__(target)
         self._lock = threading.Lock()
         self._traps: list[Trap] = []
         self._connections: set[_Connection] = set()
-        self._threads: list[threading.Thread] = []
         self._refusing = False
-        self._run(self._accept)
+        self.start()
 
     def lose_reply(self, verb: str, when: Callable[[Any], bool] = lambda value: True) -> Trap:
         """Swallow the next reply to ``verb`` that matches: the manager has done it, nobody hears of it."""
@@ -80,39 +79,22 @@ class Proxy:
     def close(self) -> None:
         """End everything."""
         self.cut()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(10)
-        self._listener.close()
+        self.end()
 
     def _set(self, trap: Trap) -> Trap:
         with self._lock:
             self._traps.append(trap)
         return trap
 
-    def _run(self, target: Callable[..., None], *arguments: object) -> None:
-        thread = threading.Thread(target=target, args=arguments, name="proxy", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                far = socket.create_connection((self._target.host, self._target.port))
-            except OSError:
-                near.close()
-                continue
-            connection = _Connection(near, far)
-            with self._lock:
-                self._connections.add(connection)
-                refused = self._refusing
-            if refused:
-                connection.cut()
-            self._run(self._serve, connection)
+    def connected(self, near: socket.socket, far: socket.socket) -> None:
+        """See `Relay.connected`."""
+        connection = _Connection(near, far)
+        with self._lock:
+            self._connections.add(connection)
+            refused = self._refusing
+        if refused:
+            connection.cut()
+        self.run(self._serve, connection)
 
     def _serve(self, connection: _Connection) -> None:
         """Both directions of one connection: requests in this thread, replies in one of their own."""
@@ -162,8 +144,6 @@ class _Connection:
         self._near = near
         self._far = far
         self.verbs: dict[int, str] = {}
-        for end in (near, far):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def ends(self, side: str) -> tuple[socket.socket, socket.socket]:
         """(where to read, where to write) for requests or replies."""

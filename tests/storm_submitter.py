@@ -16,7 +16,7 @@ from pathlib import Path
 from history import History, HistoryFile
 
 from taskq.config import read_join
-from taskq.errors import ManagerUnavailable, OutcomeUnknown, QueueFull, ShuttingDown
+from taskq.errors import AuthenticationFailed, ManagerUnavailable, OutcomeUnknown, QueueFull, ShuttingDown
 from taskq.queue.task import NewTask, new_task
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
@@ -59,7 +59,7 @@ def submit(queue: RemoteQueue, history: History, client: int, seq: int, items: l
             reply = queue.submit(client, seq, items)
         except (QueueFull, ShuttingDown) as error:
             history.refused(call, error.code)
-        except (ManagerUnavailable, OutcomeUnknown) as error:
+        except (ManagerUnavailable, OutcomeUnknown, AuthenticationFailed) as error:  # a bad cable spoils keys too
             history.unknown(call, error.code)
         else:
             history.ok(call, ids=list(reply.ids), existing=list(reply.existing))

@@ -49,17 +49,25 @@ WAIT_MARGIN = 10.0
 class RemoteQueue:
     """The verbs of a manager elsewhere; see `taskq.service.QueueService` for what each does.
 
-    ``connect_timeout``: seconds for making a connection; ``dialer`` makes it. A call whose connection is lost raises
-    `ManagerUnavailable` and is not repeated: whether that is right, the caller knows. The next call makes a new
-    connection.
+    ``connect_timeout``: seconds for making a connection; ``dialer`` makes it. ``call_timeout``: seconds for an answer.
+    A call whose connection is lost raises `ManagerUnavailable` and is not repeated: whether that is right, the caller
+    knows. The next call makes a new connection.
 
     Any call may raise `ManagerUnavailable`, `AuthenticationFailed`, `ProtocolMismatch`, `FrameTooLarge`, and what its
     verb raises. An instance may be used by several threads; each call waits for the one before it.
     """
 
-    def __init__(self, join: Join, *, connect_timeout: float = 5.0, dialer: Dialer | None = None) -> None:
+    def __init__(
+        self,
+        join: Join,
+        *,
+        connect_timeout: float = 5.0,
+        call_timeout: float = CALL_TIMEOUT,
+        dialer: Dialer | None = None,
+    ) -> None:
         self._join = join
         self._connect_timeout = connect_timeout
+        self._call_timeout = call_timeout
         self._lock = threads.lock()
         self._channel: Channel | None = None
         self._dialer = dialer or Dialer()
@@ -234,7 +242,7 @@ class RemoteQueue:
             self._last_id += 1
             request = codec.pack((self._last_id, verb, args))
             try:
-                status, value = self._exchange(request, wait + WAIT_MARGIN if wait > 0 else CALL_TIMEOUT)
+                status, value = self._exchange(request, wait + WAIT_MARGIN if wait > 0 else self._call_timeout)
             finally:
                 if self._closed.is_set():
                     self._drop()  # `close` could not do it while the call was under way

@@ -54,6 +54,8 @@ BOOT_ATTEMPTS = 5
 """So many children that die before one was ever ready, and their place stays empty."""
 AWAY_LIMIT = 60.0
 """Seconds that a local pool waits for its manager."""
+ANSWER_TIMEOUT = 10.0
+"""Seconds for an answer to the pool's own words: a heartbeat whose answer got lost is repeated before leases end."""
 GOODBYE = 5.0
 """Seconds for the last words to the manager."""
 
@@ -134,7 +136,7 @@ class WorkerPool:
     # -- what it takes from the system
 
     def _connect(self, join: Join) -> Connection:
-        return RemoteQueue(join, connect_timeout=self._settings.connect_timeout)
+        return RemoteQueue(join, connect_timeout=self._settings.connect_timeout, call_timeout=ANSWER_TIMEOUT)
 
     def _new_child(self, place: Place, now: float) -> Child:
         return Child(place.number, now, partial(self._post, self._on_ready), partial(self._post, self._on_exit, place))

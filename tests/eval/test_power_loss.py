@@ -53,6 +53,7 @@ def test_a_store_that_does_not_sync_its_commits_is_caught(record_property: Calla
     figures = run(3, part=10, synchronous="NORMAL")
     tell(figures, record_property)
     assert figures.lossy > figures.cuts // 4, figures
+    assert {"I1", "I12", "I13"} <= {text.split(": ")[1].split()[0] for text in figures.broken}, figures.broken
 
 
 def test_of_what_was_not_synced_any_sector_may_be_there() -> None:
