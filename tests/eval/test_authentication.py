@@ -118,6 +118,27 @@ def test_wrong_answers_by_the_thousand(count: int, rng: random.Random, record_pr
     print(f"T14: {count:,} wrong answers in process, accepted 0")
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_no_proof_of_one_side_is_one_of_the_other(role: str, rng: random.Random) -> None:
+    """Reflection: the server's proof is sent back to it, in front of it what it was made over, which has the form of an
+    answer; and a client's proof over the same is shown to a client. The nonces are those of the first time, so that
+    nothing but the letters keeps the two sides apart."""
+    key, nonce = key_of(role, KEY), rng.randbytes(NONCE_BYTES)
+    honest = ServerHandshake(accepted(KEY), PROTOCOL, VERSION, nonce)
+    client = ClientHandshake(key, PROTOCOL, VERSION, rng.randbytes(NONCE_BYTES), role)
+    answer = client.answer(honest.greeting)
+    last = honest.finish(answer)
+    for sent_back in (answer + last, answer + last[-32:], answer[:-32] + last[-32:], last, last + answer):
+        with pytest.raises(Refused):
+            ServerHandshake(accepted(KEY), PROTOCOL, VERSION, nonce).finish(sent_back)
+    other = ClientHandshake(key, PROTOCOL, VERSION, nonce, role)
+    for said in (answer + last[:-32], answer, answer[:-32], last[:-32]):
+        other._said = said  # whatever it could be brought to prove
+        with pytest.raises(Refused):
+            client.finish(last[:-32] + other.answer(honest.greeting)[-32:])
+    client.finish(last)
+
+
 # -- a live server
 
 
