@@ -153,6 +153,10 @@ class Join:
         return cls(addresses, key, name, source, role)
 
 
+FROM_STDIN = "what came from standard input"
+"""The `Join.source` of a join file that came through a pipe, and so cannot be read a second time."""
+
+
 @dataclass(frozen=True)
 class StateDir:
     """The folder of one instance: key, join file, store, logs."""

@@ -135,7 +135,7 @@ class LocalPool:
 def joins_from_manager() -> Callable[[], Join]:
     """In a manager's own pool: what gives the join file that the manager has written last, see `LocalPool`."""
     lines = control.lines(0)
-    source = "what came from standard input"
+    source = "what the manager sent"
     latest = Join.from_json(next(lines, ""), source)
 
     def listen() -> None:

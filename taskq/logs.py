@@ -44,6 +44,7 @@ EVENTS = {
     "worker_left": "a worker process has left or was reported dead",
     "connected": "a worker process or pool has reached the manager",
     "connection_lost": "it is gone; what runs goes on and is delivered later",
+    "key_rejected": "the manager is there and does not take the key; the text says where to get the new one",
     # tasks
     "task_submitted": "accepted and on disk",
     "task_started": "a worker thread begins an attempt",

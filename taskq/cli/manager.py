@@ -221,6 +221,7 @@ def _rotate_key(directories: Directories, key_file: str | None, output: Output) 
     assert keys.former is not None
     output.note(f"the key is now another one: fingerprint {fingerprint(keys.current)}")
     output.note(f"the one before it ({fingerprint(keys.former)}) stays good until the next --rotate-key")
+    output.note("until then: give out new join files (--print-join), and start pools with --join - again")
     return EXIT_OK
 
 

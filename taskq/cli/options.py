@@ -151,7 +151,7 @@ class Connection(Directories):
         Raises `ConfigError`, `AuthenticationFailed`.
         """
         if self.join_file == "-":
-            return config.Join.from_json(sys.stdin.read(), "what came from standard input")
+            return config.Join.from_json(sys.stdin.read(), config.FROM_STDIN)
         return config.find_join(
             join=self.join_file, host=self.host, port=self.port, key_file=self.key_file, state=self.state
         )

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 
-from taskq.config import ADMIN, VERSION, Address, Join
+from taskq.config import ADMIN, FROM_STDIN, VERSION, Address, Join
 from taskq.errors import AuthenticationFailed, ManagerUnavailable, ProtocolMismatch, TaskqError
 from taskq.service import PROTOCOL
 from taskq.wire.frames import (
@@ -34,11 +34,15 @@ _SILENT = "is the port open, or used by another service?"
 _COPY = "copy its join file: ssh {} taskq-manager --print-join"
 _OTHER_KEY = "is it a manager with another state folder? then point there with --state-dir, --name or --join"
 _CHANGED_KEY = "was the key changed? get the new one: taskq-manager --print-join"
+_PIPED_KEY = "was the key changed? start this program again with what this prints: {}taskq-manager --print-join --role {}"
 
 
-def _where_to_get_it(host: str, role: str) -> str:
+def _where_to_get_it(host: str, join: Join) -> str:
     """What to do about a rejected key."""
     here = host in ("localhost", "::1") or host.startswith("127.")
+    role = join.role
+    if join.source == FROM_STDIN:
+        return _PIPED_KEY.format("" if here else f"ssh {host} ", role)
     if role == ADMIN:
         return _OTHER_KEY if here else _COPY.format(host)
     return f"{_CHANGED_KEY if here else _COPY.format(host)} --role {role}"
@@ -106,7 +110,7 @@ class Dialer:
                     kind = "key" if join.role == ADMIN else f"{join.role} key"
                     raise AuthenticationFailed(
                         f"the manager at {address} rejected the {kind}{source} (fingerprint {fingerprint(join.key)})",
-                        hint=_where_to_get_it(address.host, join.role),
+                        hint=_where_to_get_it(address.host, join),
                     ) from None
             except _TurnedAway:
                 turned_away += 1

@@ -17,7 +17,7 @@ from zlib import crc32
 from taskq import logs, threads
 from taskq.clock import Clock
 from taskq.config import Join
-from taskq.errors import BadArguments, Malformed, ManagerUnavailable, StaleRun, TaskqError
+from taskq.errors import AuthenticationFailed, BadArguments, Malformed, ManagerUnavailable, StaleRun, TaskqError
 from taskq.pauses import Pauses
 from taskq.service import ChildInfo, Connection, Evidence, PoolInfo, Report
 
@@ -86,6 +86,7 @@ class Keeper:
         self._beat_due = True
         self._next_beat = 0.0
         self._asked_to_drain = False
+        self._said: set[str] = set()
         self._thread = threads.new_thread(self._run, "taskq-keeper")
         self.away_since: float | None = None
         """Monotonic seconds when it was first seen that the manager is away; None while it answers. (Not: when it last
@@ -213,5 +214,15 @@ class Keeper:
             self._queue = None
         if self.away_since is None:
             self.away_since = self._clock.monotonic()
+            self._said.clear()
+        if isinstance(error, AuthenticationFailed):
+            self._say(logging.ERROR, "key_rejected", f"{error.message}; {error.hint}")
+        elif not self._said:
             level = logging.WARNING if isinstance(error, ManagerUnavailable) else logging.ERROR
-            logs.event(_log, level, "connection_lost", error.message)
+            self._say(level, "connection_lost", error.message)
+
+    def _say(self, level: int, name: str, text: str) -> None:
+        """Log this unless it was said since the manager has been away: what only repeats itself tells nobody more."""
+        if text not in self._said:
+            self._said.add(text)
+            logs.event(_log, level, name, text)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, wait_until
 
+from taskq import config
 from taskq.config import Join, read_join
 from taskq.errors import AuthenticationFailed
 from taskq.roles import key_of
@@ -87,6 +88,29 @@ def test_running_pools_and_clients_go_on_through_two_changes(cluster: Cluster) -
     for join in (first, second, third):
         for role in ("admin", "submit", "work", "monitor"):
             assert key_of(role, join.key).hex() not in printed
+
+
+def test_a_pool_that_cannot_read_its_key_again_says_what_to_do(cluster: Cluster) -> None:
+    """One was given its key through a pipe, and one has a file that nobody renews: both work until the second change."""
+    cluster.manager(workers=0)
+    old = cluster.folder / "old.json"
+    config.write_private(old, cluster.run("manager", "--print-join", "--role", "work").stdout)
+    piped = cluster.pool("--join", "-", "--worker-name", "piped", workers=1, stdin=old.read_text())
+    filed = cluster.pool("--join", old, "--worker-name", "filed", workers=1)
+    rotate(cluster)
+    assert cluster.result_of({"type": "compute", "operation": "double", "value": 21}) == 42
+    assert "key_rejected" not in piped.output + filed.output
+    rotate(cluster)
+    cluster.until_output(
+        piped, "start this program again with what this prints: taskq-manager --print-join --role work"
+    )
+    cluster.until_output(filed, f"rejected the work key from {old}")
+
+    config.write_private(old, cluster.run("manager", "--print-join", "--role", "work").stdout)
+    assert cluster.result_of({"type": "compute", "operation": "double", "value": 4}) == 8
+    assert [one.output.count("key_rejected") for one in (piped, filed)] == [1, 1]
+    piped.stop()
+    cluster.pool("--join", "-", workers=1, stdin=old.read_text())
 
 
 def test_a_key_is_changed_while_no_manager_runs(cluster: Cluster) -> None:

@@ -266,4 +266,4 @@ def test_a_wrong_key_from_standard_input_is_rejected(cluster: Cluster, command: 
         rf"error: the manager at {address} rejected the key from what came from standard input \(fingerprint \w{{4}}\)"
     )
     assert re.search(told, done.stderr), done.stderr
-    assert "hint: is it a manager with another state folder?" in done.stderr
+    assert "hint: was the key changed? start this program again with what this prints: taskq-manager" in done.stderr
