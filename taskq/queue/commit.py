@@ -17,12 +17,12 @@ more, and the manager ends: its next start believes the disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from taskq import threads
 from taskq.errors import OutcomeUnknown, StoreFailed
-from taskq.queue.task import FINAL, Task, TaskChange, TaskRow, to_change, to_row
+from taskq.queue.task import FINAL, Task, TaskRow, to_changes, to_rows
 from taskq.stores.base import (
     INLINE_PAYLOAD,
     AttemptRow,
@@ -103,13 +103,14 @@ class GroupCommit:
         """Whether everything is on disk."""
         return self._covered == self._mark and not self._handed_out and not self._ripening
 
-    def add(self, tasks: Iterable[Task]) -> int:
+    def add(self, tasks: Collection[Task]) -> int:
         """Records have changed; gives the mark to wait for."""
-        unwritten, handed_out, ripening = self._unwritten.tasks, self._handed_out, self._ripening
-        for task in tasks:
-            unwritten[task.id] = task
-            if handed_out.pop(task.id, None) is None:
-                ripening.pop(task.id, None)
+        ids = [task.id for task in tasks]
+        self._unwritten.tasks.update(zip(ids, tasks, strict=True))
+        for waiting in (self._handed_out, self._ripening):
+            if waiting:
+                for id in ids:
+                    waiting.pop(id, None)
         self._mark += 1
         return self._mark
 
@@ -239,16 +240,10 @@ class GroupCommit:
 
 
 def _batch(unwritten: _Unwritten, stored_below: int, next_id: int, totals: dict[str, int]) -> Batch:
-    new: list[TaskRow] = []
-    changed: list[TaskChange] = []
-    for task in unwritten.tasks.values():
-        if task.id >= stored_below:
-            new.append(to_row(task))
-        else:
-            changed.append(to_change(task))
+    tasks = unwritten.tasks.values()
     return Batch(
-        new,
-        changed,
+        to_rows(task for task in tasks if task.id >= stored_below),
+        to_changes(task for task in tasks if task.id < stored_below),
         unwritten.calls,
         unwritten.keys,
         unwritten.types,

@@ -5,13 +5,13 @@ Everything is counted when it happens, so that a snapshot costs the same with te
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any
 
-from taskq.queue.meters import WINDOW, Distribution, Rate, bucket_of
+from taskq.queue.meters import WINDOW, Distribution, Rate, bucket_of, buckets_of
 from taskq.queue.task import COMPLETED, FAILED, FINAL, PENDING, RUNNING, SCHEDULED, State, Task
 
 QUEUES_KEPT = 1_000
@@ -19,7 +19,7 @@ QUEUES_KEPT = 1_000
 RECENT = 10
 RECENT_FAILURES = 20
 
-_queue, _terms = attrgetter("terms.queue"), attrgetter("terms")
+_queue, _terms, _due_at = attrgetter("terms.queue"), attrgetter("terms"), attrgetter("due_at")
 _TOTAL = {state: state.label for state in FINAL}
 TOTALS = ("submitted", "completed", "failed", "retried", "cancelled")
 
@@ -117,22 +117,26 @@ class Figures:
         """Pending tasks began to run, at ``now`` (monotonic) and ``wall`` seconds."""
         for queue, group in groupby(tasks, _queue):
             figures = self.queues[queue]
-            buckets = [bucket_of(max(0.0, wall - task.due_at)) for task in group]
-            figures.counts[PENDING] -= len(buckets)
-            figures.counts[RUNNING] += len(buckets)
-            figures.wait_s.add(buckets, now)
+            waits = Counter[int]()
+            for due_at, alike in groupby(group, _due_at):  # those of one submit
+                waits[bucket_of(max(0.0, wall - due_at))] += len(list(alike))
+            count = waits.total()
+            figures.counts[PENDING] -= count
+            figures.counts[RUNNING] += count
+            figures.wait_s.add(waits, now)
 
     def completed(self, tasks: Sequence[Task], ran: Iterable[float], now: float) -> None:
         """Running tasks completed, after so many seconds each."""
         times = iter(ran)
         for terms, group in groupby(tasks, _terms):
-            buckets = [bucket_of(next(times)) for _ in group]
+            count = len(list(group))
+            buckets = buckets_of(islice(times, count))
             figures, kind = self.queues[terms.queue], self.types[terms.type]
             figures.run_s.add(buckets, now)
             kind.run_s.add(buckets, now)
-            figures.counts[RUNNING] -= len(buckets)
-            figures.done.add(len(buckets), now)
-            kind.completed += len(buckets)
+            figures.counts[RUNNING] -= count
+            figures.done.add(count, now)
+            kind.completed += count
         self.final[COMPLETED] += len(tasks)
         self.totals[_TOTAL[COMPLETED]] += len(tasks)
         self.recent.extend(tasks[-RECENT:])
@@ -141,8 +145,8 @@ class Figures:
         """An attempt failed after ``ran`` seconds."""
         queue = self.queues[task.queue]
         kind = self.types[task.type]
-        bucket = bucket_of(ran)
-        queue.run_s.add((bucket,), now)
-        kind.run_s.add((bucket,), now)
+        buckets = buckets_of((ran,))
+        queue.run_s.add(buckets, now)
+        kind.run_s.add(buckets, now)
         kind.failed += 1
         queue.failed.add(1, now)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 WINDOW = 10
 """Seconds over which rates are taken."""
@@ -52,6 +53,11 @@ def bucket_of(seconds: float) -> int:
     return int(math.log2(seconds * 1e6 + 1.0) * _STEPS)
 
 
+def buckets_of(durations: Iterable[float]) -> Counter[int]:
+    """How many of these durations belong to each bucket."""
+    return Counter([int(math.log2(seconds * 1e6 + 1.0) * _STEPS) for seconds in durations])
+
+
 class Distribution:
     """Durations in logarithmic buckets; percentiles over the last one to two `SPAN`."""
 
@@ -62,21 +68,21 @@ class Distribution:
         self._before: dict[int, int] = {}
         self._since = 0.0
 
-    def add(self, buckets: Iterable[int], now: float) -> None:
-        """Count durations, as `bucket_of` gave them, at ``now`` (monotonic seconds)."""
+    def add(self, buckets: Mapping[int, int], now: float) -> None:
+        """Count so many durations of each bucket, see `buckets_of`, at ``now`` (monotonic seconds)."""
         if now - self._since > SPAN:
             self._before = self._now if now - self._since < 2 * SPAN else {}
             self._now = {}
             self._since = now
         counts = self._now
-        for bucket in buckets:
-            counts[bucket] = counts.get(bucket, 0) + 1
+        for bucket, count in buckets.items():
+            counts[bucket] = counts.get(bucket, 0) + count
 
     def percentiles(self, now: float) -> dict[str, float | None]:
         """``p50``, ``p95`` and ``p99`` in seconds, None when nothing was counted lately.
 
         >>> spread = Distribution()
-        >>> for _ in range(100): spread.add([bucket_of(0.010)], 1.0)
+        >>> for _ in range(100): spread.add(buckets_of([0.010]), 1.0)
         >>> 0.009 < spread.percentiles(2.0)["p95"] < 0.012
         True
         """

@@ -119,7 +119,7 @@ class QueueState(Moves):
         self.next_id += len(items)
         changes.written = [record(id, item, client, now.wall) for id, item in fresh]
         self.tasks.update((task.id, task) for task in changes.written)
-        changes.ready = self.places.ready.extend(task for task in changes.written if task.state is PENDING)
+        changes.ready = self.places.ready.extend([task for task in changes.written if task.state is PENDING])
         for (queue, _), count in changes.ready.items():
             self.figures.entered(queue, PENDING, count)
         for task in changes.written:

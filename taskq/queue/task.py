@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -372,13 +372,18 @@ def terms_of(*fields: Any) -> Terms:
 
 
 def to_row(task: Task) -> TaskRow:
-    """Copy a record for a store; call it under the lock that guards the record."""
-    return _row_of((task.id, *task.terms.usual, *_own_fields(task)))
+    """Copy a record; call it under the lock that guards the record."""
+    return to_rows((task,))[0]
 
 
-def to_change(task: Task) -> TaskChange:
-    """Copy what may have changed of a record since it was stored; call it under the lock that guards the record."""
-    return _change_of(_change_fields(task))
+def to_rows(tasks: Iterable[Task]) -> list[TaskRow]:
+    """Copy records for a store; call it under the lock that guards them."""
+    return [_row_of((task.id, *task.terms.usual, *_own_fields(task))) for task in tasks]
+
+
+def to_changes(tasks: Iterable[Task]) -> list[TaskChange]:
+    """Copy what may have changed of records since they were stored; call it under the lock that guards them."""
+    return [_change_of(_change_fields(task)) for task in tasks]
 
 
 def from_row(row: TaskRow) -> Task:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import cast
 
 from taskq.config import QueueSettings
@@ -30,6 +32,8 @@ from taskq.service import (
     WorkerInfo,
 )
 from taskq.stores.base import WorkerRow
+
+_terms = attrgetter("terms")
 
 
 class WorkerVerbs(QueueCore):
@@ -251,25 +255,18 @@ def _fitting(handouts: Sequence[Handout]) -> int:
 
 
 def _handouts(tasks: Sequence[Task], settings: QueueSettings) -> Iterator[Handout]:
-    terms, timeout = None, None
-    for task in tasks:
-        if task.terms is not terms:
-            terms = task.terms
-            timeout = timeout_of(terms, settings)
-        yield _handout(task, timeout)
-
-
-def _handout(task: Task, timeout: float | None) -> Handout:
-    terms = task.terms
-    return Handout(
-        task.id,
-        task.run,
-        terms.type,
-        cast(bytes, task.payload),  # None while it rests in the store: `_with_payloads` fetches it
-        terms.queue,
-        task.failures + task.deaths + 1,
-        timeout,
-        task.correlation_id,
-        task.submitted_at,
-        terms.rules,
-    )
+    for terms, group in groupby(tasks, _terms):
+        type, queue, timeout, rules = terms.type, terms.queue, timeout_of(terms, settings), terms.rules
+        for task in group:
+            yield Handout(
+                task.id,
+                task.run,
+                type,
+                cast(bytes, task.payload),  # None while it rests in the store: `_with_payloads` fetches it
+                queue,
+                task.failures + task.deaths + 1,
+                timeout,
+                task.correlation_id,
+                task.submitted_at,
+                rules,
+            )

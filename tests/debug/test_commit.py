@@ -7,7 +7,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -343,11 +343,11 @@ def test_a_task_that_is_purged_before_its_payload_was_read_is_left_out(queue: Jo
 def test_a_batch_that_cannot_be_made_loses_no_change(
     queue: JobQueue, store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(task: Task) -> TaskRow:
+    def no_memory(tasks: Iterable[Task]) -> list[TaskRow]:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("taskq.queue.commit.to_row", no_memory)
+        patch.setattr("taskq.queue.commit.to_rows", no_memory)
         with pytest.raises(MemoryError):
             queue.submit(1, 1, [item()])
     (second,) = queue.submit(2, 1, [item()]).ids

@@ -80,6 +80,8 @@ def test_items_of_another_shape_and_calls_of_another_size_are_refused() -> None:
 
 
 def test_reports_of_every_known_form_are_taken() -> None:
+    check_reports([])
+    check_reports([(ACK, 1, 2, b"r", 0), (ACK, 2, 3, b"", 3e8), (ACK, 3, 4, b"r" * MAX_RESULT, 3e8)])
     check_reports(
         [
             (ACK, 1, 2, b"r", 0.5),
@@ -103,6 +105,10 @@ def test_reports_of_every_known_form_are_taken() -> None:
         (ACK, 1, 2, b"r" * (MAX_RESULT + 1), 0.5),
         (ACK, 1, 2, b"r", float("nan")),
         (ACK, "1", 2, b"r", 0.5),
+        (ACK, 1, True, b"r", 0.5),
+        (ACK, 1, 2, b"r", -0.5),
+        (ACK, 1, 2, b"r", 1e300),
+        (ACK, 1, 2, b"r", 0.5, None),
         (NACK, 1, 2, ERROR, float("nan"), 0.5),
         (NACK, 1, 2, ("error", "E", "m"), None, 0.5),
         (NACK, 1, 2, ("error", "E", b"m", "t"), None, 0.5),
@@ -114,8 +120,9 @@ def test_reports_of_every_known_form_are_taken() -> None:
     ],
 )
 def test_a_report_of_another_form_is_refused_with_all_of_its_call(report: tuple[Any, ...]) -> None:
-    with pytest.raises(BadArguments, match="report 2 is not of a known form; nothing was taken"):
-        check_reports([(GIVE_BACK, 1, 2), report])
+    for before, after in (((GIVE_BACK, 1, 2), []), ((ACK, 1, 2, b"r", 0.5), [(ACK, 3, 4, b"r", 1)])):
+        with pytest.raises(BadArguments, match="report 2 is not of a known form; nothing was taken"):
+            check_reports([before, report, *after])
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def test_no_time_of_a_report_is_nan_or_infinite(value: float) -> None:
     ]
     for report in reports:
         with pytest.raises(BadArguments, match="report 1 is not of a known form"):
-            check_reports([report])
+            check_reports([report, (ACK, 3, 4, b"r", 0.5)])
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
