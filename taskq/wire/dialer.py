@@ -34,7 +34,9 @@ _SILENT = "is the port open, or used by another service?"
 _COPY = "copy its join file: ssh {} taskq-manager --print-join"
 _OTHER_KEY = "is it a manager with another state folder? then point there with --state-dir, --name or --join"
 _CHANGED_KEY = "was the key changed? get the new one: taskq-manager --print-join"
-_PIPED_KEY = "was the key changed? start this program again with what this prints: {}taskq-manager --print-join --role {}"
+_PIPED_KEY = (
+    "was the key changed? start this program again with what this prints: {}taskq-manager --print-join --role {}"
+)
 
 
 def _where_to_get_it(host: str, join: Join) -> str:

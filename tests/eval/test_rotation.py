@@ -91,7 +91,7 @@ def test_running_pools_and_clients_go_on_through_two_changes(cluster: Cluster) -
 
 
 def test_a_pool_that_cannot_read_its_key_again_says_what_to_do(cluster: Cluster) -> None:
-    """One was given its key through a pipe, and one has a file that nobody renews: both work until the second change."""
+    """One was given its key through a pipe, one has a file that nobody renews: they work until the second change."""
     cluster.manager(workers=0)
     old = cluster.folder / "old.json"
     config.write_private(old, cluster.run("manager", "--print-join", "--role", "work").stdout)
