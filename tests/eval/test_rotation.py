@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, wait_until
+from waiting_task import WAITING_TASK
 
 from taskq import config
 from taskq.config import Join, read_join
@@ -16,24 +17,17 @@ from taskq.errors import AuthenticationFailed
 from taskq.roles import key_of
 from taskq.wire.client import RemoteQueue
 
-TASKS = """\
-import time
-from taskq import Client, current_task, task
-
-@task(name="wait_for_file")
-def wait_for_file(path: str) -> int:
-    while True:
-        try:
-            open(path).close()
-            return current_task().attempt
-        except FileNotFoundError:
-            time.sleep(0.01)
+TASKS = (
+    WAITING_TASK
+    + """\
+from taskq import Client
 
 @task(name="submits_another")
 def submits_another() -> int:
     with Client() as q:
         return q.submit("compute", operation="double", value=4).result(timeout=20)
 """
+)
 
 
 def rotate(cluster: Cluster) -> Join:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_disks import fill, mounted
 
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
 from taskq.queue.task import FINAL, State, TaskRow
@@ -447,24 +448,8 @@ def test_an_error_of_the_disk_ends_writing(path: Path, fault: str) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 32 MiB."""
-    if os.geteuid() != 0 or sys.platform != "linux":
-        pytest.skip("only root on Linux can mount a small disk")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "taskq-test", str(folder)]
-    made = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount a small disk: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int) -> Path:
-    """Let only so many bytes be free."""
-    filler = folder / "filler"
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - leave)
-    return filler
+    with mounted(tmp_path / "disk", 32) as folder:
+        yield folder
 
 
 def test_a_full_disk_takes_outcomes_but_no_new_tasks(small_disk: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 from cluster import Cluster, wait_until
 from preloading import library
+from small_disks import fill, mounted
 from traces import MODULE, traces, write_module
 
 from taskq.clock import FakeClock
@@ -130,26 +130,8 @@ def test_every_call_to_the_disk_fails_in_every_way(fast_disk: Path, record_prope
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A disk of so many MiB."""
-    if os.geteuid() != 0 or sys.platform != "linux":
-        pytest.skip("only root on Linux can mount a small disk")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}m", "taskq-test", str(folder)]
-    made = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount a small disk: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int) -> Path:
-    """Let only so many bytes be free."""
-    filler = folder / "filler"
-    with filler.open("wb") as file:
-        while (more := shutil.disk_usage(folder).free - leave) > 0:
-            with contextlib.suppress(OSError):  # somebody else may have taken it
-                os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END) + more)
-    return filler
+    with mounted(tmp_path / "disk", request.param) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("small_disk", [8], indirect=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, wait_until
+from waiting_task import WAITING_TASK
 
 from taskq import TaskFailed
 
@@ -36,22 +37,14 @@ VALUES: list[Any] = [
     datetime(1999, 1, 1),
     {"nested": [[], {}, [True, {"deep": 2**64}]]},
 ]
-TASKS = """\
-import sys, time
-from taskq import current_task, task
+TASKS = (
+    WAITING_TASK
+    + """\
+import sys
 
 @task(name="echo")
 def echo(*values, **named):
     return [list(values), named, list(sys.version_info[:2])]
-
-@task(name="wait_for_file")
-def wait_for_file(path: str) -> int:
-    while True:
-        try:
-            open(path).close()
-            return current_task().attempt
-        except FileNotFoundError:
-            time.sleep(0.01)
 
 @task(name="broken", max_retries=0)
 def broken() -> None:
@@ -62,6 +55,7 @@ def slow() -> None:
     while True:
         time.sleep(0.01)
 """
+)
 
 
 def interpreter(version: str) -> str:
