@@ -18,7 +18,7 @@ from typing import Any
 from taskq.errors import ConfigError, StoreDamaged
 from taskq.queue.task import FAILED, FINAL
 from taskq.stores import pages, schema, sums
-from taskq.stores.commits import CommitCounter
+from taskq.stores.commits import CommitCounter, Counted
 from taskq.stores.disk import LockFile, make_file, sync_folder
 from taskq.stores.inspection import SPARE_EPOCHS, SPARE_IDS
 from taskq.stores.rows import Head, change_sum, changing, fixed_sum, is_sealed
@@ -89,9 +89,9 @@ def recover(source: Path, target: Path) -> Recovered:
     if not found.tasks and not found.others.get("store"):
         raise StoreDamaged(f"nothing of a store of version {schema.VERSION} can be read in {source}")
     report, rows = _settle(found, older)
-    head = _head(found, rows, counted.epoch if counted else 0, counted.next_id if counted else 1)
-    head = head._replace(commits=max(head.commits, counted.commits if counted else 0) + 1)
+    head = _head(found, rows, counted)
     _write(target, found, rows, head)
+    _note(target, head)
     return report
 
 
@@ -183,17 +183,28 @@ def _failed(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return _changed(row, **fresh, **times, worker_name=None, state=int(FAILED), result=None, error=error)
 
 
-def _head(found: _Found, rows: list[tuple[Any, ...]], epoch: int, next_id: int) -> Head:
-    """Numbers that go on behind all that were ever given."""
+def _head(found: _Found, rows: list[tuple[Any, ...]], counted: Counted | None) -> Head:
+    """Numbers that go on behind all that were ever given; the counter of the damaged store fits them, too."""
+    seen = counted or Counted(int(time.time() * 1e6), 0, 0, 1)
     kept = list(found.others.get("store", {}).values())
-    head = Head(*kept[0][:-1]) if kept else Head(int(time.time() * 1e6), 0, 1, "{}", 0)
+    head = Head(*kept[0][:-1]) if kept else Head(seen.store_id, 0, 1, "{}", 0)
     runs = max((row[schema.RUN] or 0 for row in rows), default=0)
+    ids = max((row[0] + 1 for row in rows), default=1)
     return head._replace(
-        epoch=max(head.epoch, epoch, runs >> 40) + SPARE_EPOCHS,
-        next_id=max(head.next_id, next_id, *(row[0] + 1 for row in rows)) + SPARE_IDS
-        if rows
-        else max(head.next_id, next_id) + SPARE_IDS,
+        epoch=max(head.epoch, seen.epoch, runs >> 40) + SPARE_EPOCHS,
+        next_id=max(head.next_id, seen.next_id, ids) + SPARE_IDS,
+        commits=max(head.commits, seen.commits) + 1,
     )
+
+
+def _note(target: Path, head: Head) -> None:
+    """Give the new store a counter of its own, so that its first start knows it for whole."""
+    path = target.with_name(target.name + ".commits")
+    path.unlink(missing_ok=True)
+    counter = CommitCounter(path)
+    counter.open()
+    counter.write(Counted(head.store_id, head.commits, head.epoch, head.next_id))
+    counter.close()
 
 
 def _write(target: Path, found: _Found, rows: list[tuple[Any, ...]], head: Head) -> None:
