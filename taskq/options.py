@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from taskq.errors import BadArguments, Retry, RetryPolicy
-from taskq.queue.limits import MAX_DELAY, MAX_KEY, MAX_NAME, MAX_PRIORITY, MAX_RETRIES, are_error_names
+from taskq.queue.limits import MAX_DELAY, MAX_KEY, MAX_NAME, MAX_PRIORITY, MAX_RETRIES, are_error_names, shown
 from taskq.queue.retry import DEFAULT, MAX_FACTOR, error_name
 from taskq.queue.task import Terms
 from taskq.unique import Unique
@@ -45,15 +45,15 @@ class Options:
             raise BadArguments(wrong)
         if type(self.priority) is not int or abs(self.priority) > MAX_PRIORITY:
             raise BadArguments(
-                f"priority must be an integer from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}, not {self.priority!r}"
+                f"priority must be an integer from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}, not {shown(self.priority)}"
             )
         if not _is_seconds(self.delay):
-            raise BadArguments(f"delay must be a number of seconds, at most ten years, not {self.delay!r}")
+            raise BadArguments(f"delay must be a number of seconds, at most ten years, not {shown(self.delay)}")
         if self.key is not None and (not isinstance(self.key, str) or not 0 < len(self.key) <= MAX_KEY):
-            raise BadArguments(f"key must be a text of 1 to {MAX_KEY} characters, not {self.key!r}")
+            raise BadArguments(f"key must be a text of 1 to {MAX_KEY} characters, not {shown(self.key)}")
         self._check_times()
         if self.unique is not None and not isinstance(self.unique, Unique):
-            raise BadArguments(f"unique must be a Unique(…), not {self.unique!r}")
+            raise BadArguments(f"unique must be a Unique(…), not {shown(self.unique)}")
         if self.unique is not None and self.key is not None:
             raise BadArguments("a task has a key or is unique, not both", hint="a key is unique by itself")
 
@@ -68,7 +68,7 @@ class Options:
             late = at is not None and at >= expires
         else:
             if expires is not None and not (_is_seconds(expires) and expires):
-                raise BadArguments(f"expires must be a number of seconds over 0, or a datetime, not {expires!r}")
+                raise BadArguments(f"expires must be a number of seconds over 0, or a datetime, not {shown(expires)}")
             late = expires is not None and self.delay >= expires
         if late:
             raise BadArguments("it would expire before it is due", hint="expires counts from the submit")
@@ -113,33 +113,33 @@ def problem(
 ) -> str:
     """What is wrong with these values, empty if nothing is; None is always right. ``policy``: see `policy_of`."""
     if queue is not None and not is_name(queue):
-        return f"a queue's name is a text without spaces of 1 to {MAX_NAME} characters, not {queue!r}"
+        return f"a queue's name is a text without spaces of 1 to {MAX_NAME} characters, not {shown(queue)}"
     if retry is not None and not isinstance(retry, Retry):
-        return f"retry must be a Retry(…), not {retry!r}"
+        return f"retry must be a Retry(…), not {shown(retry)}"
     for name, seconds in (("timeout", timeout), ("result_ttl", result_ttl)):
         if seconds is not None and not (_is_seconds(seconds) and (seconds or name == "timeout")):
             least = "0 for no limit" if name == "timeout" else "over 0"
-            return f"{name} must be a number of seconds, {least}, at most ten years, not {seconds!r}"
+            return f"{name} must be a number of seconds, {least}, at most ten years, not {shown(seconds)}"
     if ignore_result is not None and type(ignore_result) is not bool:
-        return f"ignore_result must be True or False, not {ignore_result!r}"
+        return f"ignore_result must be True or False, not {shown(ignore_result)}"
     return _policy_problem(policy)
 
 
 def _policy_problem(policy: RetryPolicy) -> str:
     count, factor = policy.max_retries, policy.factor
     if type(count) is not int or not 0 <= count <= MAX_RETRIES:
-        return f"max_retries must be an integer from 0 to {MAX_RETRIES:,}, not {count!r}"
+        return f"max_retries must be an integer from 0 to {MAX_RETRIES:,}, not {shown(count)}"
     for name in ("backoff", "max_delay"):
         if not _is_seconds(getattr(policy, name)):
-            return f"{name} must be a number of seconds, at most ten years, not {getattr(policy, name)!r}"
+            return f"{name} must be a number of seconds, at most ten years, not {shown(getattr(policy, name))}"
     if type(factor) not in (int, float) or not 1 <= factor <= MAX_FACTOR:
-        return f"factor must be a number from 1 to {MAX_FACTOR:g}, not {factor!r}"
+        return f"factor must be a number from 1 to {MAX_FACTOR:g}, not {shown(factor)}"
     if type(policy.jitter) is not bool:
-        return f"jitter must be True or False, not {policy.jitter!r}"
+        return f"jitter must be True or False, not {shown(policy.jitter)}"
     for name in ("retry_on", "never_on"):
         listed = getattr(policy, name)
         if listed is not None and not _are_errors(listed):
-            return f"{name} must be a tuple of exception classes or of their names, not {listed!r}"
+            return f"{name} must be a tuple of exception classes or of their names, not {shown(listed)}"
     return ""
 
 
@@ -154,7 +154,7 @@ def _are_errors(listed: object) -> bool:
 
 def _check_zone(name: str, value: object) -> None:
     if not isinstance(value, datetime):
-        raise BadArguments(f"{name} must be a datetime with a time zone, not {value!r}")
+        raise BadArguments(f"{name} must be a datetime with a time zone, not {shown(value)}")
     if value.utcoffset() is None:
         raise BadArguments(f"{name} must have a time zone", hint="datetime.now().astimezone() has that of this machine")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from taskq.errors import BadArguments
-from taskq.queue.limits import MAX_NAME, MAX_WITHIN, UNIQUE_IN
+from taskq.queue.limits import MAX_NAME, MAX_WITHIN, UNIQUE_IN, shown
 
 _BY_POSITION = 1
 """Kinds of `inspect.Parameter` up to this one can be passed by position."""
@@ -39,7 +39,7 @@ class Unique:
         for name in ("by", "while_in"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(word, str) for word in value):
-                raise BadArguments(f"unique: {name} is a list of names, not {value!r}")
+                raise BadArguments(f"unique: {name} is a list of names, not {shown(value)}")
             object.__setattr__(self, name, tuple(value))
         if not all(0 < len(name) <= MAX_NAME for name in self.by):
             raise BadArguments(f"unique: the name of an argument has 1 to {MAX_NAME} characters")
@@ -50,7 +50,7 @@ class Unique:
         if not self.while_in and not self.within:
             raise BadArguments("unique: without while_in and within, no task would ever count")
         if self.on_conflict not in ("return", "raise"):
-            raise BadArguments(f"unique: on_conflict is return or raise, not {self.on_conflict!r}")
+            raise BadArguments(f"unique: on_conflict is return or raise, not {shown(self.on_conflict)}")
 
     def terms(self) -> dict[str, Any]:
         """What it means as fields of `taskq.queue.task.Terms`."""

@@ -45,6 +45,8 @@ UNIQUE_IN = ("pending", "scheduled", "running")
 """States in which a twin may count."""
 UNIQUE_BYTES = 64
 """Longest value that stands for a unique submit."""
+MAX_SHOWN = 200
+"""Characters of a wrong value that a complaint repeats."""
 MAX_THREADS = 10_000
 MAX_EVIDENCE = 8 * 1024
 """Characters that are kept of what a worker process wrote before its death."""
@@ -121,6 +123,15 @@ def _check_retry(terms: Terms) -> None:
         names = getattr(terms, name)
         if names is not None and not are_error_names(names):
             raise ValueError(f"{name} is a list of at most {MAX_ERRORS} names of exception classes")
+
+
+def shown(value: object) -> str:
+    """A value as a complaint shows it: not at any length, and an integer with thousands of digits not at all."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no more than 4,300 of them
+        return "one with too many digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def are_error_names(names: object) -> bool:

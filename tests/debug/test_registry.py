@@ -226,6 +226,10 @@ def test_options_travel_with_the_type_or_the_name() -> None:
     [
         {"priority": 1.5},
         {"priority": 1_001},
+        {"priority": 10**5_000},
+        {"timeout": 10**5_000},
+        {"delay": -(10**5_000)},
+        {"max_retries": 10**5_000},
         {"delay": -1},
         {"delay": float("nan")},
         {"delay": "10"},
