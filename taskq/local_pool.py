@@ -9,8 +9,10 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
-from taskq.config import Join, PoolSettings
+from taskq.config import Join, PoolSettings, read_join
+from taskq.errors import TaskqError
 from taskq.workers import control
 
 QUICK_DEATH = 60.0
@@ -24,13 +26,17 @@ _NOT_INHERITED = ("TASKQ_JOIN", "TASKQ_HOST", "TASKQ_PORT", "TASKQ_KEY_FILE")
 class LocalPool:
     """One pool of worker processes on this machine, restarted by its owner when it ends unasked.
 
-    ``on_exit`` gets the exit code, from a thread, each time the pool ends. The pool is a session of its own: Ctrl-C in
-    the terminal reaches the manager alone, which then drains the pool. Nothing kills the pool with the manager: it
-    waits a while for the next one, delivers what it has and leaves.
+    ``file`` is where this manager, and the next one, write how to reach them. ``on_exit`` gets the exit code, from a
+    thread, each time the pool ends. The pool is a session of its own: Ctrl-C in the terminal reaches the manager alone,
+    which then drains the pool. Nothing kills the pool with the manager: it waits a while for the next one, delivers
+    what it has and leaves.
     """
 
-    def __init__(self, join: Join, settings: PoolSettings, run_id: str, on_exit: Callable[[int], None]) -> None:
+    def __init__(
+        self, join: Join, file: Path, settings: PoolSettings, run_id: str, on_exit: Callable[[int], None]
+    ) -> None:
         self._join = join
+        self._file = file
         self._settings = settings
         self._run_id = run_id
         self._on_exit = on_exit
@@ -77,6 +83,7 @@ class LocalPool:
         options = {
             "--join": "-",
             "--local-to": self._run_id,
+            "--next-join": self._file.absolute(),
             "--name": self._join.name,
             "--workers": settings.workers,
             "--threads": settings.threads,
@@ -132,16 +139,28 @@ class LocalPool:
             self._watcher.join()
 
 
-def joins_from_manager() -> Callable[[], Join]:
-    """In a manager's own pool: what gives the join file that the manager has written last, see `LocalPool`."""
+def joins_from_manager(file: Path | None) -> Callable[[], Join]:
+    """In a manager's own pool: what gives the join file that the manager has written last, see `LocalPool`.
+
+    When that manager is gone, its successor, which may be at another port, is found by the ``file`` that it writes.
+    """
     lines = control.lines(0)
     source = "what the manager sent"
     latest = Join.from_json(next(lines, ""), source)
+    gone = False
 
     def listen() -> None:
-        nonlocal latest
+        nonlocal latest, gone
         for line in lines:
             latest = Join.from_json(line, source)
+        gone = True
+
+    def find() -> Join:
+        nonlocal latest
+        if gone and file is not None:
+            with suppress(TaskqError):  # there is none, or it is just being made
+                latest = read_join(file)
+        return latest
 
     threading.Thread(target=listen, name="taskq-join", daemon=True).start()
-    return lambda: latest
+    return find

@@ -109,7 +109,7 @@ class Manager:
         self._server.start()
         join = self._write_join(self._server, keys)
         if settings.pool.workers:
-            self._pool = LocalPool(join, settings.pool, self.run_id, self._on_pool_exit)
+            self._pool = LocalPool(join, settings.state.join, settings.pool, self.run_id, self._on_pool_exit)
             self._start_pool()
             self._await_pool(self._queue)
         self._ready = self._events.empty()

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -26,6 +27,7 @@ ssh mgr taskq-manager --print-join | taskq-worker --join - --tasks myapp.tasks""
 @setting("--worker-name", default="", metavar="NAME", help="How the monitor calls this pool.  [host-pid]")
 @click.option("--list-tasks", is_flag=True, help="List the tasks that it would offer, and leave.")
 @click.option("--local-to", hidden=True, help="Id of the manager run that starts this pool.")
+@click.option("--next-join", hidden=True, type=Path, help="Join file of the manager that comes after that one.")
 @connection_options
 @common_options
 def command(
@@ -33,6 +35,7 @@ def command(
     worker_name: str,
     list_tasks: bool,
     local_to: str | None,
+    next_join: Path | None,
     connection: Connection,
     output: Output,
 ) -> int:
@@ -54,23 +57,23 @@ def command(
         log_format=output.log_format or logs.default_format(),
     )
     logs.setup("pool", level=settings.log_level, format=settings.log_format, quiet=output.quiet, worker=settings.name)
-    return _run_pool(settings, connection)
+    return _run_pool(settings, connection, next_join)
 
 
-def _run_pool(settings: PoolSettings, connection: Connection) -> int:
+def _run_pool(settings: PoolSettings, connection: Connection, next_join: Path | None) -> int:
     from taskq.workers.worker_pool import WorkerPool  # not needed to list tasks or to show help
 
-    return WorkerPool(_find_join(settings, connection), settings).run()
+    return WorkerPool(_find_join(settings, connection, next_join), settings).run()
 
 
-def _find_join(settings: PoolSettings, connection: Connection) -> Callable[[], Join]:
+def _find_join(settings: PoolSettings, connection: Connection, next_join: Path | None) -> Callable[[], Join]:
     """What says, each time anew, where the manager is: a file may be another one after a restart."""
     if connection.join_file != "-":
         return connection.join
     if settings.local is not None:
         from taskq.local_pool import joins_from_manager
 
-        return joins_from_manager()
+        return joins_from_manager(next_join)
     only = connection.join()
     return lambda: only
 

@@ -331,6 +331,17 @@ def test_five_crashes_leave_exactly_the_workers_that_there_should_be(cluster: Cl
     wait_until(lambda: cluster.alive() == [], 10.0, "all processes to end")
 
 
+def test_an_old_pool_finds_the_next_manager_at_another_port(cluster: Cluster) -> None:
+    """The port of the dead manager is taken before the next one starts."""
+    manager = cluster.manager(workers=2)
+    old, address = {found.pid for found in cluster.pools()}, cluster.join.addresses[0]
+    manager.kill()
+    with socket.create_server((address.host, address.port)):
+        cluster.manager(workers=2)
+        assert cluster.join.addresses[0].port != address.port
+        wait_until(lambda: not old & {found.pid for found in cluster.pools()}, 10.0, "the old pool to leave")
+
+
 def test_what_was_accepted_is_there_after_a_crash(cluster: Cluster) -> None:
     manager = cluster.manager(workers=0)
     ids = sleep_task(cluster, 0.0, count=500)
