@@ -62,7 +62,8 @@ class ClientVerbs(QueueCore):
             )
         now = self._now()
         accepted = self._state.submit(client, items, known, now)
-        call = CallRow(client, seq, self._state.next_id - len(items), len(items), digest, now.wall)
+        first_id = self._state.next_id - len(items)
+        call = CallRow(client, seq, first_id, len(items), digest, self._ageing.calls(now))
         self._recent.add(call, accepted.keys)
         self._commit.add_call(call, accepted.keys, accepted.uniques)
         if self._recent.is_large():

@@ -101,7 +101,7 @@ class QueueCore:
         self._opened = opened
         self._started_at = now.wall
         self._started_mono = now.mono
-        self._ageing = Ageing(now)
+        self._ageing = Ageing(now, opened.last_call_at)
         self._state = QueueState(self.settings, epoch=opened.epoch, next_id=opened.next_id)
         self._state.figures.totals.update(opened.totals)
         self._state.figures.final.update(opened.final)
@@ -194,11 +194,13 @@ class QueueCore:
 
     def clean(self) -> bool:
         """Delete a piece of what is too old in the store; gives whether there may be more."""
-        wall = self._ageing.wall(self._now())
+        with self._lock:
+            now = self._now()
+            wall, calls = self._ageing.records(now), self._ageing.calls(now)
         done = self._purge_piece([State.COMPLETED, State.CANCELLED], wall - self.settings.keep_completed)
         failed = self._purge_piece([State.FAILED], wall - self.settings.keep_failed)
         forgotten = self._store.forget_results(wall, PURGE_STEP)
-        pruned, shrunk = self._store.prune(wall), self._store.shrink()
+        pruned, shrunk = self._store.prune(wall, calls), self._store.shrink()
         return max(done, failed, forgotten) > 0 or pruned or shrunk
 
     def monotonic(self) -> float:
@@ -259,9 +261,14 @@ class QueueCore:
         with self._lock:
             self._commit.settle_all()
 
+    def _calls_now(self) -> float:
+        """The time that keys and calls go by (`ageing`)."""
+        with self._lock:
+            return self._ageing.calls(self._now())
+
     def _purge_piece(self, states: Sequence[State], finished_before: float) -> int:
         with self._finals:
-            gone = self._store.purge(states, finished_before, PURGE_STEP, self._clock.wall())
+            gone = self._store.purge(states, finished_before, PURGE_STEP, self._calls_now())
         with self._lock:
             for state, count in gone.items():
                 self._state.figures.final[state] -= count

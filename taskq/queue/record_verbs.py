@@ -80,7 +80,7 @@ class RecordVerbs(QueueCore):
         self._check_ids(ids)
         with self._finals:
             self._write_out()
-            gone = self._store.delete(ids, [FAILED], self._clock.wall())
+            gone = self._store.delete(ids, [FAILED], self._calls_now())
             rows = self._store.slim(ids)
         with self._lock:
             self._state.figures.final[FAILED] -= len(gone)

@@ -30,7 +30,9 @@ KEEP_CALLS = 24 * 3600.0
 
 
 class CallRow(NamedTuple):
-    """One submit call: what makes its repetition give the same ids. ``size``: number of tasks; ``at``: wall seconds."""
+    """One submit call: what makes its repetition give the same ids. ``size``: number of tasks; ``at``: wall seconds of
+    the clock that deletions go by.
+    """
 
     client: int
     seq: int
@@ -141,7 +143,7 @@ class Opened:
     """What a store knows when it is opened.
 
     ``epoch`` was raised by one; that is on disk when `Store.open` returns. ``live`` counts the records that are not
-    final; ``final`` counts the others by state.
+    final; ``final`` counts the others by state. ``last_call_at``: time of the newest submit call that is known.
     """
 
     store_id: int
@@ -153,6 +155,7 @@ class Opened:
     types: list[TypeRow]
     workers: list[WorkerRow]
     queues: list[QueueRow] = field(default_factory=list)
+    last_call_at: float | None = None
     notes: list[str] = field(default_factory=list)
     """What people should know of how it was found."""
 
@@ -276,9 +279,9 @@ class Store(Protocol):
         """Delete up to ``limit`` results whose `ResultEnd` has come, not their records; gives how many it looked at."""
         ...
 
-    def prune(self, now: float) -> bool:
+    def prune(self, now: float, calls: float) -> bool:
         """Forget calls older than 24 h, and keys and unique values whose time is over, a piece; gives whether there may
-        be more.
+        be more. ``calls``: the time that calls and keys go by.
         """
         ...
 

@@ -99,11 +99,11 @@ def _delete(db: sqlite3.Connection, ids: str, now: float, *, has_keys: bool = Tr
         db.execute(delete, (ids,))
 
 
-def prune(db: sqlite3.Connection, now: float) -> bool:
+def prune(db: sqlite3.Connection, now: float, calls: float) -> bool:
     """Forget calls older than 24 h, and keys and unique values whose time is over, some of each; gives whether there
     may be more.
     """
-    ends = ((schema.OLD_CALLS, now - KEEP_CALLS), (schema.OLD_KEYS, now), (schema.OLD_UNIQUES, now))
+    ends = ((schema.OLD_CALLS, calls - KEEP_CALLS), (schema.OLD_KEYS, calls), (schema.OLD_UNIQUES, now))
     return PRUNED in [db.execute(statement, (end, PRUNED)).rowcount for statement, end in ends]
 
 

@@ -112,6 +112,7 @@ class MemoryStore:
                 list(self._types),
                 list(self._workers.values()),
                 list(self._queues.values()),
+                max((call.at for call in self._calls.values()), default=None),
             )
             take(opened, self._live())
             self._open = True
@@ -305,11 +306,11 @@ class MemoryStore:
                 count += 1
         return count
 
-    def prune(self, now: float) -> bool:
+    def prune(self, now: float, calls: float) -> bool:
         """See `Store.prune`."""
         with self._mutex:
-            calls, keys = self._call_ends.over(now - KEEP_CALLS), self._key_ends.over(now)
-            for client, seq in calls:
+            old, keys = self._call_ends.over(calls - KEEP_CALLS), self._key_ends.over(calls)
+            for client, seq in old:
                 del self._calls[client, seq]
                 if self._last_seqs.get(client) == seq:
                     del self._last_seqs[client]
@@ -318,7 +319,7 @@ class MemoryStore:
             uniques = self._unique_ends.over(now)
             for id in uniques:
                 del self._uniques[id]
-            return PRUNED in (len(calls), len(keys), len(uniques))
+            return PRUNED in (len(old), len(keys), len(uniques))
 
     def shrink(self) -> bool:
         """See `Store.shrink`; there is nothing to do."""

@@ -267,10 +267,10 @@ class SqliteStore(Reading):
         with self._mutex:
             return self._commit(lambda db: cleaning.forget_results(db, now, limit))
 
-    def prune(self, now: float) -> bool:
+    def prune(self, now: float, calls: float) -> bool:
         """See `Store.prune`."""
         with self._mutex:
-            return self._commit(lambda db: cleaning.prune(db, now))
+            return self._commit(lambda db: cleaning.prune(db, now, calls))
 
     def shrink(self) -> bool:
         """See `Store.shrink`. The file gets shorter when the log is copied: never by much, which takes long."""

@@ -381,7 +381,7 @@ def test_calls_are_forgotten_after_their_time(store: Store) -> None:
         Batch(calls=[CallRow(1, 1, 1, 1, b"", NOW - KEEP_CALLS - 1), CallRow(1, 2, 2, 1, b"", NOW - KEEP_CALLS + 1)])
     )
     store.write(Batch(calls=[CallRow(2, 1, 3, 1, b"", NOW - KEEP_CALLS - 1)]))
-    store.prune(NOW)
+    store.prune(NOW, NOW)
     assert store.find_call(1, 1) is None
     assert store.find_call(1, 2) is not None
     assert [store.last_seq(1), store.last_seq(2)] == [2, 0]
@@ -397,9 +397,9 @@ def test_keys_are_found_again(store: Store) -> None:
 def test_a_key_outlives_its_purged_task_by_a_day(store: Store) -> None:
     put(store, finished(1, key="gone"), row(2, key="here"), keys=[KeyRow("gone", 1, b"1"), KeyRow("here", 2, b"2")])
     assert store.purge(FINAL, NOW + 1, 10, NOW + 5) == {State.COMPLETED: 1}
-    store.prune(NOW + 5 + KEEP_CALLS - 1)
+    store.prune(NOW + 5 + KEEP_CALLS - 1, NOW + 5 + KEEP_CALLS - 1)
     assert set(store.find_keys(["gone", "here"])) == {"gone", "here"}
-    store.prune(NOW + 5 + KEEP_CALLS)
+    store.prune(NOW + 5 + KEEP_CALLS, NOW + 5 + KEEP_CALLS)
     assert set(store.find_keys(["gone", "here"])) == {"here"}
 
 
@@ -407,7 +407,7 @@ def test_a_key_that_is_used_again_belongs_to_the_new_task(store: Store) -> None:
     put(store, finished(1, key="k"), keys=[KeyRow("k", 1, b"1")])
     store.purge(FINAL, NOW + 1, 10, NOW)
     put(store, finished(2, key="k", at=NOW + 9), keys=[KeyRow("k", 2, b"2")])
-    store.prune(NOW + 2 * KEEP_CALLS)
+    store.prune(NOW + 2 * KEEP_CALLS, NOW + 2 * KEEP_CALLS)
     assert store.find_keys(["k"]) == {"k": KeyRow("k", 2, b"2")}
 
 
@@ -436,14 +436,14 @@ def test_unique_values_are_found_as_long_as_they_count(store: Store) -> None:
 def test_unique_values_go_with_their_records_or_windows(store: Store) -> None:
     put(store, finished(1), finished(2), row(4), uniques=UNIQUES)
     assert store.purge(FINAL, NOW + 1, 9, NOW + 5) == {State.COMPLETED: 2}
-    store.prune(NOW + 10)
+    store.prune(NOW + 10, NOW + 10)
     assert store.uniques(NOW + 10) == [UNIQUES[1], UNIQUES[3]], "a window goes on without its record"
     assert store.twins([3]) == {3: 1}
-    store.prune(NOW + 60)
+    store.prune(NOW + 60, NOW + 60)
     change(store, finished(4))
     assert store.uniques(0.0) == []
     assert store.twins([3]) == {3: 1}
-    store.prune(NOW + KEEP_CALLS)
+    store.prune(NOW + KEEP_CALLS, NOW + KEEP_CALLS)
     assert store.twins([3]) == {}
 
 
@@ -503,16 +503,16 @@ def test_prune_forgets_a_piece_at_a_time(store: Store) -> None:
     put(store, *(finished(id, key=f"k{id}") for id in range(1, 1_501)), calls=calls, keys=keys)
     assert store.purge(FINAL, NOW + 1, 1_500, NOW) == {State.COMPLETED: 1_500}
     later = NOW + KEEP_CALLS
-    assert store.prune(later)
+    assert store.prune(later, later)
     assert len(store.find_keys([key.key for key in keys])) == 500
     assert [seq for seq in (1, 500, 501, 1_500) if store.find_call(1, seq)] == [1, 500]
-    assert not store.prune(later) and not store.prune(later)
+    assert not store.prune(later, later) and not store.prune(later, later)
     assert store.find_keys([key.key for key in keys]) == {} and store.find_call(1, 1) is None
 
 
 def test_prune_leaves_records_alone(store: Store) -> None:
     put(store, row(1), finished(2))
-    store.prune(NOW + 10 * KEEP_CALLS)
+    store.prune(NOW + 10 * KEEP_CALLS, NOW + 10 * KEEP_CALLS)
     assert set(store.get([1, 2])) == {1, 2}
 
 

@@ -23,10 +23,10 @@ from traces import MODULE, traces, write_module
 from taskq import named
 from taskq.clock import FakeClock
 from taskq.config import QueueSettings
-from taskq.queue.ageing import BELIEVED_AFTER
+from taskq.queue.ageing import PACE
 from taskq.queue.job_queue import JobQueue
 from taskq.queue.task import new_task
-from taskq.service import ACK, NACK
+from taskq.service import ACK, NACK, Submitted
 from taskq.stores.memory import MemoryStore
 
 HOUR, YEAR = 3600.0, 366 * 86400.0
@@ -132,15 +132,29 @@ class Desk:
 
     def __init__(self) -> None:
         self.clock = FakeClock()
-        self.queue = JobQueue(MemoryStore(), self.clock, QueueSettings(lease=30.0))
-        self.queue.open()
+        self.store = MemoryStore()
+        self.queue = self._open()
         pool: Any = {"id": "p", "name": "p", "host": "h", "pid": 1, "local": None}
         kind = {"name": "t", "parameters": (), "queue": "default", "max_retries": 3, "backoff": 1.0, "timeout": None}
         info: Any = {"incarnation": "i", "pool": pool, "name": "w", "host": "h", "pid": 2, "threads": 9, "queues": ()}
         self.session = self.queue.attach({**info, "types": [{**kind, "workers": 0}]}, ())["session"]
-        self.queue.submit(1, 1, [new_task("t", b"", jitter=False)])
+        self.submit()
         self.queue.tick()
         [self.task] = self.queue.reserve("i", self.session, 1, 0, (), 0.0).tasks
+
+    def _open(self) -> JobQueue:
+        queue = JobQueue(self.store, self.clock, QueueSettings(lease=30.0))
+        queue.open()
+        return queue
+
+    def restart(self) -> None:
+        """The next manager takes over."""
+        self.queue.close()
+        self.queue = self._open()
+
+    def submit(self, seq: int = 1) -> Submitted:
+        """Submit a task; with the same number it is the same call."""
+        return self.queue.submit(1, seq, [new_task("t", b"", jitter=False)])
 
     def state(self) -> str:
         """What the task is now."""
@@ -187,12 +201,38 @@ def test_a_clock_that_was_wrong_for_a_while_deletes_nothing() -> None:
     desk.clock.jump(YEAR)
     for _ in range(50):
         desk.queue.clean()
-        desk.clock.advance(BELIEVED_AFTER / 60)
+        desk.clock.advance(60.0)
     desk.clock.jump(-YEAR)
     desk.queue.clean()
     assert desk.state() == "completed"
     desk.clock.jump(YEAR)
     desk.queue.clean()
-    desk.clock.advance(BELIEVED_AFTER + 1)
+    desk.clock.advance(desk.queue.settings.keep_completed / PACE + 1)
     desk.queue.clean()
     assert desk.state() == "unknown", "a leap that lasts is believed"
+
+
+def test_a_manager_that_starts_while_the_clock_is_wrong_deletes_nothing() -> None:
+    desk = Desk()
+    desk.queue.report("i", desk.session, [(ACK, desk.task.id, desk.task.run, b"r", 0.1)])
+    desk.clock.jump(YEAR)
+    desk.restart()
+    desk.queue.clean()
+    assert desk.state() == "completed"
+    assert desk.submit().ids == [desk.task.id], "the submit is still known, so that its repetition adds nothing"
+    desk.clock.jump(-YEAR)
+    desk.restart()
+    desk.queue.clean()
+    assert desk.state() == "completed"
+
+
+def test_a_call_is_known_whatever_the_clock_does_while_managers_come_and_go() -> None:
+    desk = Desk()
+    known = [[desk.task.id]]
+    for leap in (YEAR, -2 * YEAR, YEAR, -YEAR, 2 * YEAR, -HOUR):
+        desk.clock.jump(leap)
+        desk.clock.advance(1.0)
+        desk.restart()
+        desk.queue.clean()
+        assert [desk.submit(seq + 1).ids for seq in range(len(known))] == known
+        known.append(list(desk.submit(len(known) + 1).ids))
