@@ -60,6 +60,8 @@ class Reconnecting:
                     if give_up is None:
                         give_up = now + patience
                     unreachable = not (self._was_connected or first_too)
+                    if isinstance(error, Busy):  # the connection has repeated it for as long as a call may take
+                        raise
                     if unreachable or self._closed.is_set() or now >= give_up:
                         raise
                     self._closed.wait(min(wait, give_up - now))

@@ -7,12 +7,14 @@ cheap to import: no `multiprocessing`.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
 from taskq import threads
 from taskq.config import Join
-from taskq.errors import FrameTooLarge, Malformed, ManagerUnavailable, from_wire
+from taskq.errors import Busy, FrameTooLarge, Malformed, ManagerUnavailable, from_wire
+from taskq.pauses import Pauses
 from taskq.queue.lots import lots
 from taskq.queue.task import NewTask
 from taskq.service import (
@@ -242,7 +244,7 @@ class RemoteQueue:
             self._last_id += 1
             request = codec.pack((self._last_id, verb, args))
             try:
-                status, value = self._exchange(request, wait + WAIT_MARGIN if wait > 0 else self._call_timeout)
+                status, value = self._repeated(request, wait + WAIT_MARGIN if wait > 0 else self._call_timeout)
             finally:
                 if self._closed.is_set():
                     self._drop()  # `close` could not do it while the call was under way
@@ -250,6 +252,21 @@ class RemoteQueue:
             return value
         code, message, details = value
         raise from_wire(code, message, details)
+
+    def _repeated(self, request: bytes, timeout: float) -> tuple[int, Any]:
+        """Status and value of the reply. Where there was no room for the request, of which nothing was done then, it
+        is sent again and again, with longer and longer pauses, until ``timeout`` is over."""
+        give_up = time.monotonic() + timeout
+        pauses: Pauses | None = None
+        while True:
+            status, value = self._exchange(request, timeout)
+            asked = None if status == OK else _pause_asked(value)
+            if asked is None:
+                return status, value
+            pauses = pauses or Pauses(int.from_bytes(os.urandom(4), "big"), asked)
+            pause = pauses.next()
+            if time.monotonic() + pause > give_up or self._closed.wait(pause):
+                return status, value
 
     def _exchange(self, request: bytes, timeout: float) -> tuple[int, Any]:
         """Status and value of the reply. However this ends without one: a late reply must not meet the next call."""
@@ -302,3 +319,10 @@ class RemoteQueue:
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
+
+
+def _pause_asked(error: tuple[str, str, dict[str, Any]]) -> float | None:
+    """Seconds after which a call that found no room may be repeated; None for any other error."""
+    code, _, details = error
+    pause = details.get("retry_after_s")
+    return pause if code == Busy.code and isinstance(pause, float) and pause > 0 else None

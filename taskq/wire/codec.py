@@ -101,6 +101,21 @@ _NO_OPENERS = bytes(set(range(256)) - set(_OPENERS))
 _LARGE = (b"\xdc", b"\xdd")
 
 
+def request_id(data: bytes) -> int:
+    """The id of the request that begins with these bytes, 0 if it does not begin as one.
+
+    >>> request_id(pack((70_000, "submit", (b"x" * 99,)))[:32])
+    70000
+    """
+    if len(data) > 2 and data[0] == 0x93:
+        first = data[1]
+        if first < 0x80:
+            return first
+        if 0xCC <= first <= 0xCF:
+            return int.from_bytes(data[2 : 2 + _FIXED_WIDTH[first]], "big")
+    return 0
+
+
 def _measure(data: bytes) -> None:
     """Raise `Malformed` for a frame of more than `MAX_ITEMS` values, `MAX_CONTAINERS` or `MAX_LEVELS`, without building
     any of them.

@@ -76,11 +76,12 @@ class Channel:
     ``limit``: bytes of the longest body that is accepted.
     """
 
-    __slots__ = ("_head", "_receive_seal", "_receive_timeout", "_rest", "_send_seal", "_sock", "limit")
+    __slots__ = ("_at_once", "_head", "_receive_seal", "_receive_timeout", "_rest", "_send_seal", "_sock", "limit")
 
-    def __init__(self, sock: socket.socket, limit: int = MAX_FRAME) -> None:
+    def __init__(self, sock: socket.socket, limit: int = MAX_FRAME, at_once: int = MAX_FRAME) -> None:
         self._sock = sock
         self.limit = limit
+        self._at_once = at_once  # a body of up to so many bytes that came whole is not given to `_receive_body`
         self._rest = b""
         self._receive_timeout = 0.0
         self._head = HEADER.size
@@ -107,7 +108,7 @@ class Channel:
             data = self._rest or self._begin(wait=timeout is None)
             if len(data) >= head:
                 size = HEADER.unpack_from(data)[0]
-                if len(data) == size + head and size <= self.limit:  # the usual case: one frame came whole
+                if len(data) == size + head and size <= self._at_once and size <= self.limit:  # usual: one came whole
                     self._rest = b""
                     return self._checked(data[4:head], data[head:])
             return self._complete(data, time.monotonic() + seconds)
@@ -143,7 +144,11 @@ class Channel:
         if size > self.limit:
             raise NotAFrame(f"a frame of {size:,} bytes is too large")
         self._rest = data[size + head :]
-        return self._checked(data[4:head], self._extend(data[head : size + head], size, deadline))
+        return self._receive_body(data[4:head], data[head : size + head], size, deadline)
+
+    def _receive_body(self, seal: bytes, begun: bytes, size: int, deadline: float) -> bytes:
+        """The body of ``size`` bytes that begins with ``begun``."""
+        return self._checked(seal, self._extend(begun, size, deadline))
 
     def _extend(self, data: bytes, size: int, deadline: float) -> bytes:
         """``data`` and what comes after it, ``size`` bytes in all (or more, if it was more). Memory that is kept ready

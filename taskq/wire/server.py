@@ -30,8 +30,9 @@ from taskq.roles import RoleKey, accepted, allows, denied
 from taskq.service import MAX_BATCH, VERBS, QueueService
 from taskq.wire import arguments, codec
 from taskq.wire.door import Door, Guest
-from taskq.wire.frames import ERROR, MAX_FRAME, OK, Channel, ConnectionLost, NotAFrame
+from taskq.wire.frames import ERROR, MAX_FRAME, OK, ConnectionLost, NotAFrame
 from taskq.wire.handshake import check_key
+from taskq.wire.room import Crowded, Room, RoomChannel, busy
 
 SERIALIZER = "msgpack"
 IDENT = "queue"
@@ -117,8 +118,9 @@ class Server(managers.Server):
         self.id_to_obj = {IDENT: (service, set(VERBS), {})}
         self.stop_event = threading.Event()
         self._verbs = _Verbs(service, lambda *line: self._door.say(*line))
+        self._room = Room(lambda text: self._door.say(text, ""))
         self._lock = threading.Lock()
-        self._connections: dict[Channel, _Inside] = {}
+        self._connections: dict[RoomChannel, _Inside] = {}
         self._door = Door(self.listener.socket, accepted(bytes(authkey)), self._admit, lambda: len(self._connections))
 
     def accepter(self) -> None:
@@ -163,7 +165,7 @@ class Server(managers.Server):
 
     def _admit(self, guest: Guest) -> None:
         """Give an authenticated connection its thread. Raises `RuntimeError` when there is none to be had."""
-        channel = Channel(guest.sock)
+        channel = RoomChannel(guest.sock, self._room)
         proven, session = guest.handshake.proven, guest.handshake.session
         channel.seal(session.of_server, session.of_client)
         args = (channel, proven.role, guest.peer)
@@ -179,7 +181,7 @@ class Server(managers.Server):
                 del self._connections[channel]
             raise
 
-    def handle_request(self, conn: Channel, role: str, peer: str) -> None:  # type: ignore[override]  # not the base's
+    def handle_request(self, conn: RoomChannel, role: str, peer: str) -> None:  # type: ignore[override]  # not the base's
         """The life of one connection's thread. ``role``: what its key is for; ``peer``: its address."""
         try:
             self.serve_client(conn, role, peer)
@@ -192,15 +194,22 @@ class Server(managers.Server):
                 del self._connections[conn]
             conn.close()
 
-    def serve_client(self, conn: Channel, role: str, peer: str) -> None:  # type: ignore[override]  # see handle_request
+    def serve_client(self, conn: RoomChannel, role: str, peer: str) -> None:  # type: ignore[override]  # see handle_request
         """Answer the requests of one connection until it ends. Raises `ConnectionLost`.
 
         Nothing of a request or reply outlives its turn: a connection that waits holds no memory.
         """
         answer = self._verbs.answer
-        receive, send = conn.receive, conn.send
+        receive, send = conn.receive, conn.answer
         while not self.stop_event.is_set():
-            reply, understood = answer(receive(None), role, peer)
+            refused = None
+            try:
+                reply, understood = answer(receive(None), role, peer)
+            except Crowded as crowded:
+                refused = crowded.refused
+            if refused is not None:  # only here, where nothing is left of what has come of it
+                request_id = conn.throw_away(refused)
+                reply, understood = _pack_error(request_id, *to_wire(busy())), request_id != 0
             send(reply)
             del reply
             if not understood:

@@ -25,11 +25,10 @@ LAYERS = (
     ("config", "logs"),
     ("keys",),
     ("where", "queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
-    ("service", "roles", "signature", "stores.base"),
+    ("service", "roles", "signature", "stores.base", "pauses"),
     ("registry", "options", "unique", "queue.*", "addresses", "selecting", "queues"),
     ("queue.job_queue", "stores.*", "wire.*"),
     (
-        "pauses",
         "callbacks",
         "reconnecting",
         "feed",

@@ -11,10 +11,15 @@ from pathlib import Path
 import click
 import pytest
 
+from taskq import service
 from taskq.cli import output, recover
+from taskq.config import QueueSettings
 from taskq.errors import RetryPolicy
 from taskq.queue.lifecycle import mermaid
+from taskq.stores import sqlite
 from taskq.unique import Unique
+from taskq.wire import client as wire_client
+from taskq.wire import codec, door, frames, room
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -104,6 +109,43 @@ def test_exit_codes_are_those_of_the_commands() -> None:
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)]
     codes = {value for name, value in vars(output).items() if name.startswith("EXIT_") and isinstance(value, int)}
     assert listed == sorted(codes)
+
+
+def _size(count: int) -> str:
+    """A number of bytes in words."""
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+
+def test_limits_are_those_of_the_code() -> None:
+    settings = QueueSettings()
+    expected = {
+        "a message before the key is proved": _size(frames.MAX_STRANGER_FRAME),
+        "a message": _size(frames.MAX_FRAME),
+        "elements of an array or map in a message": f"{codec.MAX_ARRAY:,}",
+        "values in a message": f"{codec.MAX_ITEMS:,}",
+        "arrays and maps in a message": f"{codec.MAX_CONTAINERS:,}",
+        "nesting in a message": f"{codec.MAX_LEVELS} levels",
+        "nesting in a payload or result": f"{codec.MAX_DEPTH} levels",
+        "messages of all connections that are being received or answered": _size(room.MAX_REQUESTS),
+        "replies to all connections that are not taken yet": _size(room.MAX_REPLIES),
+        "seconds for a message that has begun, or a reply that is not taken": f"{frames.FRAME_TIMEOUT:g}",
+        "seconds to prove the key": f"{door.HANDSHAKE_TIMEOUT:g}",
+        "connections that have not proved the key": f"{door.MAX_STRANGERS:,}",
+        "connections": f"{door.MAX_CONNECTIONS:,}",
+        "arguments of a task": _size(settings.max_payload),
+        "result of a task": _size(service.MAX_RESULT),
+        "pending tasks of a queue": f"{settings.max_pending:,}",
+        "free space on the disk": _size(sqlite.FREE_MARK),
+    }
+    lines = README.partition("| limit | is | beyond it | set by |\n| --- | --- | --- | --- |\n")[2].partition("\n\n")[0]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines.splitlines()]
+    assert {line[1]: line[2] for line in cells} == expected
+    options = {option for command in COMMANDS.values() for param in command.params for option in param.opts}
+    assert {line[4].strip("`") for line in cells if line[4].startswith("`")} <= options
+    text = " ".join(line[3] for line in cells)
+    assert f"after {room.RETRY_AFTER:g} s and more, for {wire_client.CALL_TIMEOUT:g} s" in text
+    assert f"over {_size(room.LONG)}" in text and f"up to {_size(room.SMALL)}" in text
+    assert f"at {service.MAX_BATCH:,} items or {_size(service.MAX_BATCH_BYTES)}" in text
 
 
 def test_the_first_minutes_come_before_the_first_link() -> None:
