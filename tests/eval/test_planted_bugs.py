@@ -29,6 +29,7 @@ from taskq.queue.state import QueueState
 from taskq.queue.task import FINAL, RUNNING, State, TaskRow
 from taskq.service import ACK, GIVE_BACK, Submitted
 from taskq.stores import cleaning
+from taskq.stores.base import Opened
 from taskq.stores.sqlite import SqliteStore
 
 STEPS = 500
@@ -110,7 +111,11 @@ def a_purge_takes_what_nobody_asked_for(patch: Patch) -> None:
 
 @bug("I5")
 def runs_begin_again_with_each_start(patch: Patch) -> None:
-    around(patch, SqliteStore, "open", lambda original, self: dataclasses.replace(original(self), epoch=1))
+    def open_at_epoch_one(original: Any, self: SqliteStore, load: Any) -> Opened:
+        changed: Opened = original(self, lambda opened, rows: load(dataclasses.replace(opened, epoch=1), rows))
+        return dataclasses.replace(changed, epoch=1)
+
+    around(patch, SqliteStore, "open", open_at_epoch_one)
 
 
 @bug("I1", "I4", "I5")
