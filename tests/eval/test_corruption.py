@@ -70,14 +70,26 @@ def opened(folder: Path, **options: Any) -> SqliteStore:
     return SqliteStore(folder / "store.sqlite", free_mark=0, reserve=4096, **options)
 
 
-def read_all(store: SqliteStore) -> dict[str, Any]:
-    """Everything, through the doors that the queue uses. Raises what they raise."""
+def started(store: SqliteStore) -> dict[str, Any]:
+    """What a start is given. Raises what it raises."""
     live: list[TaskRow] = []
     start = store.open(lambda opened, rows: live.extend(rows))
-    ids = list(range(1, TASKS + 1))
     return {
         "live": live,
-        "payloads": store.payloads([row.id for row in live]),
+        "start": (start.store_id, start.totals, start.live, start.final, start.types, start.queues),
+    }
+
+
+def read_live(store: SqliteStore, found: dict[str, Any]) -> dict[str, Any]:
+    """What is in the store of the tasks that a start was given."""
+    ids = [row.id for row in found["live"]]
+    return {"payloads": store.payloads(ids), "whole": store.get(ids)}
+
+
+def read_all(store: SqliteStore) -> dict[str, Any]:
+    """What is read later, through the doors that the queue uses. Raises what they raise."""
+    ids = list(range(1, TASKS + 1))
+    return {
         "get": store.get(ids),
         "slim": store.slim(ids),
         "failed": store.select(states=[State.FAILED], limit=1000),
@@ -86,7 +98,6 @@ def read_all(store: SqliteStore) -> dict[str, Any]:
         "calls": [store.find_call(5, seq) for seq in range(TASKS // 10 + 2)],
         "keys": store.find_keys([f"key {id}" for id in ids[6::7]]),
         "uniques": [store.uniques(0.0), store.uniques_of(ids)],
-        "start": (start.store_id, start.totals, start.live, start.final, start.types, start.queues),
     }
 
 
@@ -160,11 +171,19 @@ Damage = Callable[[Files, str, random.Random], set[int]]
 
 
 def outcome(folder: Path, files: Files, expected: dict[str, Any]) -> str:
-    """What a start and readers make of these files: refused, whole, or (never) wrong."""
+    """What a start and readers make of these files: refused, whole, or (never) wrong.
+
+    Whatever is wrong with a task that is not final, the start must say it, and not who reads the task later.
+    """
     put(folder, files)
     store = opened(folder)
     try:
-        found = read_all(store)
+        found = started(store)
+        try:
+            found |= read_live(store, found)
+        except StoreDamaged as error:
+            return f"wrong: the start did not notice it ({error})"
+        found |= read_all(store)
     except TaskqError as error:
         return "damage" if isinstance(error, StoreDamaged) else "refused"
     finally:
@@ -177,7 +196,8 @@ def everything(folder: Path, files: Files) -> dict[str, Any]:
     put(folder, files)
     store = opened(folder)
     try:
-        return read_all(store)
+        found = started(store)
+        return found | read_live(store, found) | read_all(store)
     finally:
         store.close()
 
