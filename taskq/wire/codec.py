@@ -9,6 +9,7 @@ What comes in may be hostile: whatever the bytes are, `unpack` and `decode` eith
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -38,6 +39,7 @@ BIG_INTEGER, DATETIME = 1, 2
 
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes, datetime})
 _TEXT = frozenset({str})
+_NONE = b"\xc0"
 _PLAIN = "plain data is None, bool, int, float, str, bytes, list, tuple, dict with text keys, datetime"
 _BAD_INPUT = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
 
@@ -69,13 +71,21 @@ def unpack(data: bytes) -> Any:
     >>> unpack(pack((1, "hello", [b"x", None])))
     (1, 'hello', (b'x', None))
     """
-    openers = data.translate(None, _NO_OPENERS) if len(data) <= COUNTED else None
-    if openers is None or len(openers) > FEW_CONTAINERS or sum(map(openers.count, _LARGE)) > FEW_LARGE:
+    if len(data) > COUNTED or not _holds_little(data):
         _measure(data)
     try:
         return msgpack.unpackb(data, **_FRAME_OPTIONS)
     except _BAD_INPUT as error:
         raise Malformed(f"not a message: {_text(error)}") from None
+
+
+def _holds_little(data: bytes) -> bool:
+    """Whether a frame has no room for many containers, nor for many large ones."""
+    openers = data.translate(None, _NO_OPENERS)
+    if len(openers) > FEW_CONTAINERS:
+        return False
+    # The numbers of a batch are alike, and a byte that they share may be an opener: only then is the size looked at.
+    return sum(map(openers.count, _LARGE)) <= FEW_LARGE or sum(1 for _ in _SIZED.finditer(data)) <= FEW_LARGE
 
 
 def _refuse_extension(code: int, data: bytes) -> NoReturn:
@@ -99,6 +109,8 @@ _CONTAINER_WIDTH = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 _OPENERS = bytes(range(0x80, 0xA0)) + bytes(_CONTAINER_WIDTH)
 _NO_OPENERS = bytes(set(range(256)) - set(_OPENERS))
 _LARGE = (b"\xdc", b"\xdd")
+_SIZED = re.compile(rb"\xdc[\x00-\x27]|\xdd\x00\x00[\x00-\x27]")
+"""Large arrays whose size may be up to `MAX_ARRAY`: the decoder refuses any other at once."""
 
 
 def request_id(data: bytes) -> int:
@@ -177,6 +189,8 @@ def encode(value: object, name: str = "value") -> bytes:
     >>> decode(encode({"n": 2**70, "pair": (1, None)}))
     {'n': 1180591620717411303424, 'pair': [1, None]}
     """
+    if value is None:  # what most tasks return
+        return _NONE
     _refuse_unplain(value, name)
     return _pack_plain(value)
 
@@ -214,12 +228,11 @@ def encode_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
 def decode_arguments(data: bytes) -> tuple[list[Any], dict[str, Any]]:
     """The positional and the keyword arguments in a payload. Raises `Malformed`."""
     value = decode(data)
-    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) and isinstance(value[1], dict)):
-        raise Malformed("not a payload: it does not hold arguments")
-    args, kwargs = value
-    if not all(isinstance(key, str) for key in kwargs):
-        raise Malformed("not a payload: it does not hold arguments")
-    return args, kwargs
+    if type(value) is list and len(value) == 2:
+        args, kwargs = value
+        if type(args) is list and type(kwargs) is dict and (not kwargs or _are(_TEXT, kwargs)):
+            return args, kwargs
+    raise Malformed("not a payload: it does not hold arguments")
 
 
 def _are(kinds: frozenset[type], values: Iterable[object]) -> bool:
