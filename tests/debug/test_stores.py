@@ -205,6 +205,16 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 times = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 blobs = st.binary(max_size=40) | st.integers(60, 70).map(bytes) | st.integers(1020, 1030).map(bytes)
 counts = st.integers(0, 2**63 - 1)
+
+
+def as_it_can_be(row: TaskRow) -> TaskRow:
+    """A pending task that was never handed out has no outcome of any kind: a store need not look for one."""
+    if row.run != 0 or row.state != State.PENDING:
+        return row
+    ended = {"worker": None, "worker_name": None, "started_at": None, "finished_at": None, "result": None}
+    return row._replace(failures=0, deaths=0, cancel_requested=False, error=None, **ended)
+
+
 rows = st.builds(
     TaskRow,
     id=st.integers(1, 60),
@@ -232,7 +242,7 @@ rows = st.builds(
     result=st.none() | blobs,
     error=st.none() | st.tuples(texts, texts, texts, texts),
     terms_more=st.sampled_from([None, '{"factor":3.0}', '{"result_ttl":60.0}']),
-)
+).map(as_it_can_be)
 
 
 KEPT = {*TaskRow._fields} - {*TaskChange._fields} | {"id"}
