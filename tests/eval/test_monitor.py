@@ -87,6 +87,7 @@ def test_once_has_the_layout_of_the_manual(cluster: Cluster) -> None:
     ]
 
 
+@pytest.mark.speed
 def test_once_is_quick_and_costs_the_same_with_many_tasks(cluster: Cluster) -> None:
     cluster.manager(workers=0)
     service = cluster.service()

@@ -279,7 +279,7 @@ def test_drain_finishes_what_runs_gives_back_the_rest_and_says_goodbye(bench: Be
     ids = bench.submit("fickle", -1, *range(100, 200))
     bench.until(ids[:1], "running")
     made.drain()
-    wait_until(lambda: bench.states(ids)["pending"] == 100, 3, "the tasks that were not begun to be back")
+    wait_until(lambda: bench.states(ids)["pending"] == 100, 15, "the tasks that were not begun to be back")
     assert bench.states(ids)["running"] == 1
     assert not made.over.is_set()
     bench.gate.set()
