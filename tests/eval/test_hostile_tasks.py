@@ -5,18 +5,17 @@ ends as it must, and the manager does not grow.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
 from cluster import Cluster, wait_until
 
-from taskq.queue.task import new_task
+from taskq.queue.task import NewTask, new_task
 from taskq.wire.codec import encode_arguments
 
-GOOD = 400
-COPIES = 2
 GROWTH = 10 * 2**20
 """Bytes by which the manager may grow."""
 TASKS = '''
@@ -108,40 +107,48 @@ ENDS = {
 OTHERS = ("fork_bomb", "flood", "close_everything")
 
 
+FINAL = ("completed", "failed", "cancelled")
+AT_ONCE = 500
+"""Tasks of one call."""
+
+
 @pytest.mark.timeout(200)
 def test_the_worst_tasks_harm_nobody_else(cluster: Cluster, record_property: Callable[[str, object], None]) -> None:
+    run(cluster, record_property, rounds=1, good=400, copies=2)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3_600)
+def test_the_worst_tasks_harm_nobody_else_for_long(
+    cluster: Cluster, record_property: Callable[[str, object], None]
+) -> None:
+    run(cluster, record_property, rounds=20, good=1_000, copies=1)
+
+
+def run(
+    cluster: Cluster, record_property: Callable[[str, object], None], *, rounds: int, good: int, copies: int
+) -> None:
+    """In each round mix so many copies of the hostile tasks into so many good ones, and see how each of them ends."""
     (cluster.folder / "hostile.py").write_text(TASKS)
     manager = cluster.manager("--tasks", "hostile", workers=4, threads=2)
     service, began = cluster.service(), time.monotonic()
     wait_until(lambda: service.types()["ever_joined"], 20.0, "workers")
     before = psutil.Process(manager.pid).memory_info().rss
-    types = {info["name"]: info for info in service.types()["types"]}
-    names = [*ENDS, *OTHERS] * COPIES
-    items = [
-        # a neighbour that closes all descriptors leaves none to print to
-        new_task(
-            name, encode_arguments((number,), {}), max_retries=3 * (name == "flood"), timeout=types[name]["timeout"]
-        )
-        for number, name in enumerate(names)
-    ]
-    good = [new_task("good", encode_arguments((number,), {})) for number in range(GOOD)]
-    step = GOOD // len(items)
-    mixed = [one for nth, item in enumerate(items) for one in (item, *good[nth * step : (nth + 1) * step])]
-    mixed += good[len(items) * step :]
-    ids = list(service.submit(1, 1, mixed).ids)
-    wait_until(lambda: all(one.state in FINAL for one in service.wait(ids, 0.0)), 120.0, "all of them to be over")
-    rows = [row for first in range(0, len(ids), 100) for row in service.get(ids[first : first + 100]) if row]
+    rows: list[Any] = []
+    for number in range(rounds):
+        rows += ended(service, number, mix(service, good, copies))
     grown = psutil.Process(manager.pid).memory_info().rss - before
-    found: dict[str, set[tuple[str, str | None, int]]] = {name: set() for name in names}
+    found: dict[str, set[tuple[str, str | None, int]]] = defaultdict(set)
     for row in rows:
         if row["type"] != "good":
             found[row["type"]].add((row["state"], (row["error"] or {}).get("kind"), row["deaths"]))
     done = Counter(row["state"] for row in rows if row["type"] == "good")
     deaths = sum(row["deaths"] for row in rows)
-    text = f"T8: {len(items)} hostile tasks, {GOOD} good ones: {dict(done)}; {deaths} deaths counted; manager "
-    print(text + f"{grown / 2**20:+.1f} MiB; {time.monotonic() - began:.0f} s; {found}")
+    hostile = len(rows) - done.total()
+    text = f"T8: {hostile} hostile tasks, {rounds * good:,} good ones: {dict(done)}; {deaths} deaths counted; manager "
+    print(text + f"{grown / 2**20:+.1f} MiB; {time.monotonic() - began:.0f} s; {dict(found)}")
     record_property("hostile", str(found))
-    assert done == {"completed": GOOD}
+    assert done == {"completed": rounds * good}
     for name, kind in ENDS.items():
         assert {end[:2] for end in found[name]} == {("failed", kind)}, name
         # one death of the others may be a neighbour's doing; from then on they run alone
@@ -150,4 +157,29 @@ def test_the_worst_tasks_harm_nobody_else(cluster: Cluster, record_property: Cal
     assert grown < GROWTH
 
 
-FINAL = ("completed", "failed", "cancelled")
+def mix(service: Any, good: int, copies: int) -> list[NewTask]:
+    """The tasks of one round, hostile ones evenly among good ones."""
+    types = {info["name"]: info for info in service.types()["types"]}
+    items = [
+        # a neighbour that closes all descriptors leaves none to print to
+        new_task(
+            name, encode_arguments((number,), {}), max_retries=3 * (name == "flood"), timeout=types[name]["timeout"]
+        )
+        for number, name in enumerate([*ENDS, *OTHERS] * copies)
+    ]
+    nice = [new_task("good", encode_arguments((number,), {})) for number in range(good)]
+    step = good // len(items)
+    mixed = [one for nth, item in enumerate(items) for one in (item, *nice[nth * step : (nth + 1) * step])]
+    return mixed + nice[len(items) * step :]
+
+
+def ended(service: Any, number: int, items: list[NewTask]) -> list[Any]:
+    """Submit them, wait until they are over, and give their records."""
+    ids: list[int] = []
+    for first in range(0, len(items), AT_ONCE):
+        ids += service.submit(1, 100 * number + len(ids) // AT_ONCE + 1, items[first : first + AT_ONCE]).ids
+    parts = [ids[first : first + AT_ONCE] for first in range(0, len(ids), AT_ONCE)]
+    wait_until(
+        lambda: all(one.state in FINAL for part in parts for one in service.wait(part, 0.0)), 120.0, "the end of all"
+    )
+    return [row for first in range(0, len(ids), 100) for row in service.get(ids[first : first + 100]) if row]
