@@ -21,9 +21,15 @@ import psutil
 import pytest
 from cluster import Cluster
 from here import Here
+from hypothesis import Phase, settings
 from turn import turn
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# To explain a failure hypothesis traces every line of every example, which takes longer than the examples; and a signal
+# that comes while a line is traced, as that of a test's timeout does, may hang Python 3.11.
+settings.register_profile("untraced", phases=[phase for phase in Phase if phase is not Phase.explain])
+settings.load_profile("untraced")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
