@@ -42,6 +42,10 @@ class Pool:
     beat_at: float
 
 
+THREADS_UNTOLD = 8
+"""Threads of a worker process that an earlier run of the manager knew and that did not come back to say so."""
+
+
 @dataclass
 class Worker:
     """One worker process.
@@ -83,6 +87,21 @@ class Worker:
     def may_reserve(self, now: float, heartbeat: float) -> bool:
         """Whether tasks may be handed to it: no, when it is leaving, suspended or silent for two heartbeats."""
         return not self.draining and not self.stopped and now - self.beat_at <= 2 * heartbeat
+
+    def under_way(self) -> dict[int, int]:
+        """The runs that may have begun, as far as the manager can tell (task: run): those that its pool saw last.
+
+        A pool that is silent itself cannot say what came next. So the oldest others count too, up to the number of
+        threads: a task that brings its machine down within a heartbeat must not be taken for one that never began.
+        """
+        seen = {one[0]: one[1] for one in self.report.get("running", ())}
+        began = {task.id: task.run for task in self.running.values() if seen.get(task.id) == task.run}
+        if not self.stopped:
+            for task in sorted(self.running.values(), key=lambda task: task.run):
+                if len(began) >= (self.threads or THREADS_UNTOLD):
+                    break
+                began[task.id] = task.run
+        return began
 
 
 class Leases:

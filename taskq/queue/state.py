@@ -286,7 +286,7 @@ class QueueState(Moves):
         self,
         worker: Worker,
         how: str,
-        started: Mapping[int, int] | None,
+        started: Mapping[int, int],
         now: Moment,
         *,
         counts: bool,
@@ -294,14 +294,12 @@ class QueueState(Moves):
     ) -> Changes:
         """A worker process is dead or its leases are over: its tasks go back.
 
-        What had ``started`` ((task: run); None: unknown, so all) counts a death, if ``counts``; the rest goes back at
-        once.
+        What had ``started`` (task: run) counts a death, if ``counts``; the rest goes back at once.
         """
         death = {"how": how, **(evidence or {})}
         changes = self.places.follow_wall_clock(now)
         for task in list(worker.running.values()):
-            began = started is None or started.get(task.id) == task.run
-            if not (began and counts):
+            if not (counts and started.get(task.id) == task.run):
                 self._take_from(worker, task, Event.GIVE_BACK, now, changes)
                 continue
             task.deaths += 1
@@ -322,7 +320,7 @@ class QueueState(Moves):
         done = [self.expire(now, DUE_STEP), places.follow_wall_clock(now), self._due(now)]
         self.uniqueness.sweep(self.tasks, now.wall)
         for worker in list(self.leases.expired(now.mono)):
-            done.append(self.worker_gone(worker, "silence: its lease ran out", None, now, counts=True))
+            done.append(self.worker_gone(worker, "silence: its lease ran out", worker.under_way(), now, counts=True))
             if not worker.attached or now.mono - worker.expires >= SILENT_KEPT:
                 self.leases.remove(worker.incarnation, dead=False)
                 done[-1].left.append(worker.incarnation)

@@ -106,7 +106,7 @@ def test_after_a_death_of_its_worker() -> None:
     [number] = put(state, new_task("x", b""))
     take(state, worker)
     state.leases.remove("w", dead=True)
-    state.worker_gone(worker, "signal 9", None, START, counts=True)
+    state.worker_gone(worker, "signal 9", worker.under_way(), START, counts=True)
     first, second = causes(state, number)
     assert (first["code"], first["deaths"], second["code"]) == ("backoff_after_death", 1, "type_unserved")
 

@@ -137,6 +137,26 @@ def test_an_expired_run_is_over_even_for_the_worker_that_has_the_task_again() ->
     check(state)
 
 
+@pytest.mark.parametrize("silent", ["process", "machine", "machine and manager"])
+def test_silence_is_the_death_of_what_may_have_begun_and_the_rest_goes_back_unharmed(silent: str) -> None:
+    state = new_state(lease=30.0)
+    numbers = put(state, *[new_task("x", b"")] * 20)
+    worker = join(state)
+    held = take(state, worker, 20)
+    seen = [(task.id, task.run, "x", 1.0) for task in held[2:5]]
+    if silent == "machine and manager":  # of a worker that did not come back nobody knows the threads
+        worker.threads = 0
+    else:
+        child = {"incarnation": "w", "stopped": silent == "process", "running": seen}
+        state.leases.beat(POOL, [child], START.mono)
+    began = {"process": numbers[2:5], "machine": [*numbers[:1], *numbers[2:5]], "machine and manager": numbers[:8]}
+    state.tick(after(31))
+    assert [task.id for task in held if task.deaths] == began[silent]
+    assert {task.state for task in held if task.deaths} == {State.SCHEDULED}
+    assert {(task.state, task.failures) for task in held if not task.deaths} == {(PENDING, 0)}
+    check(state)
+
+
 def test_three_deaths_poison_and_what_had_not_started_goes_back_unharmed() -> None:
     state = new_state()
     put(state, new_task("x", b"", priority=1), new_task("x", b""))
@@ -261,7 +281,7 @@ def test_a_task_that_was_taken_up_by_its_worker_goes_on_like_any_other(stored: s
         "nack": (NACK, number, task.run, ERROR, 1.0, 0.1),
     }
     if end == "death":
-        state.worker_gone(worker, "signal 9", None, START, counts=True)
+        state.worker_gone(worker, "signal 9", worker.under_way(), START, counts=True)
     else:
         state.report(worker, [reports[end]], START)
     check(state)
@@ -429,7 +449,7 @@ def test_every_end_of_a_cancelled_attempt_has_a_time(end: str) -> None:
     if end in reports:
         state.report(worker, [reports[end]], after(7))
     elif end == "death":
-        state.worker_gone(worker, "signal 9", None, after(7), counts=True)
+        state.worker_gone(worker, "signal 9", worker.under_way(), after(7), counts=True)
     else:
         join(state, now=after(7))
     assert (task.state, task.finished_at) == (State.CANCELLED, START.wall + 7)

@@ -14,7 +14,7 @@ from taskq.service import ACK, NACK
 
 def die(state: QueueState, worker: Worker, now: Moment) -> None:
     state.leases.remove(worker.incarnation, dead=True)
-    state.worker_gone(worker, "signal 11", None, now, counts=True)
+    state.worker_gone(worker, "signal 11", worker.under_way(), now, counts=True)
 
 
 def done(state: QueueState, worker: Worker, *tasks: Task, now: Moment) -> list[str]:
