@@ -101,7 +101,7 @@ class QueueCore:
         self._opened = opened
         self._started_at = now.wall
         self._started_mono = now.mono
-        self._ageing = Ageing(now, opened.last_call_at)
+        self._ageing = Ageing(now, opened.last_record_at, opened.last_call_at)
         self._state = QueueState(self.settings, epoch=opened.epoch, next_id=opened.next_id)
         self._state.figures.totals.update(opened.totals)
         self._state.figures.final.update(opened.final)

@@ -143,7 +143,8 @@ class Opened:
     """What a store knows when it is opened.
 
     ``epoch`` was raised by one; that is on disk when `Store.open` returns. ``live`` counts the records that are not
-    final; ``final`` counts the others by state. ``last_call_at``: time of the newest submit call that is known.
+    final; ``final`` counts the others by state. ``last_record_at``, ``last_call_at``: times of the
+    newest record and the newest submit call there are.
     """
 
     store_id: int
@@ -155,6 +156,7 @@ class Opened:
     types: list[TypeRow]
     workers: list[WorkerRow]
     queues: list[QueueRow] = field(default_factory=list)
+    last_record_at: float | None = None
     last_call_at: float | None = None
     notes: list[str] = field(default_factory=list)
     """What people should know of how it was found."""

@@ -37,6 +37,7 @@ def load(db: sqlite3.Connection, head: Head, note: str, take: Take) -> Opened:
         [TypeRow(*unsealed("type", row)) for row in db.execute(schema.TYPES)],
         [WorkerRow(*unsealed("worker", row)) for row in db.execute(schema.WORKERS)],
         [QueueRow(*unsealed("queue", row)) for row in db.execute(schema.QUEUES)],
+        db.execute(schema.NEWEST_RECORD).fetchone()[0],
         db.execute(schema.NEWEST_CALL).fetchone()[0],
         [note] if note else [],
     )

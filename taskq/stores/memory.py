@@ -112,6 +112,7 @@ class MemoryStore:
                 list(self._types),
                 list(self._workers.values()),
                 list(self._queues.values()),
+                self._rows[max(self._rows)].submitted_at if self._rows else None,
                 max((call.at for call in self._calls.values()), default=None),
             )
             take(opened, self._live())

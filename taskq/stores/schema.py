@@ -264,6 +264,7 @@ OLD_RESULTS = (
 """Results whose time is over: ids, and their bytes as in `OLDEST`."""
 ENDED = f"SELECT {', '.join(TaskChange._fields)}, state_sum FROM task WHERE id IN {_IDS}"
 FORGET_RESULTS = tuple(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("result", "result_end"))
+NEWEST_RECORD = "SELECT (SELECT submitted_at FROM task ORDER BY id DESC LIMIT 1)"
 NEWEST_CALL = "SELECT max(at) FROM call"
 OLD_CALLS = "DELETE FROM call WHERE (client, seq) IN (SELECT client, seq FROM call WHERE at < ? ORDER BY at LIMIT ?)"
 OLD_KEYS = (

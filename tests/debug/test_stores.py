@@ -154,7 +154,8 @@ def test_opening_tells_what_is_there(store: Store) -> None:
         row(3, State.RUNNING, run=5),
         finished(4),
         finished(5),
-        finished(6, State.FAILED),
+        finished(6, State.FAILED)._replace(submitted_at=NOW + 7),
+        calls=[CallRow(1, 1, 1, 1, b"", NOW + 5), CallRow(2, 1, 2, 5, b"", NOW + 6), CallRow(1, 2, 7, 0, b"", NOW)],
         next_id=7,
         totals={"submitted": 6, "completed": 2},
     )
@@ -162,6 +163,7 @@ def test_opening_tells_what_is_there(store: Store) -> None:
     opened = store.open()
     assert (opened.live, opened.final) == (3, {State.COMPLETED: 2, State.FAILED: 1})
     assert (opened.next_id, opened.totals) == (7, {"submitted": 6, "completed": 2})
+    assert (opened.last_record_at, opened.last_call_at) == (NOW + 7, NOW + 6)
 
 
 def test_types_and_workers_are_kept_until_they_leave(store: Store) -> None:

@@ -46,6 +46,7 @@ from taskq.stores.sqlite import SqliteStore
 
 DAY = 86_400.0
 LEASE = 30.0
+THREADS = 2
 WINDOW = 100.0
 RETRIES = 1
 SIZES = st.sampled_from([0, 64, 65, 2_000])
@@ -57,7 +58,15 @@ EVERY = {(event, state) for event, moves in TRANSITIONS.items() for state in mov
 
 def worker(incarnation: str) -> Any:
     pool = {"id": "pool", "name": "pool", "host": "h", "pid": 1, "local": None}
-    info = {"incarnation": incarnation, "pool": pool, "name": "w", "host": "h", "pid": 2, "threads": 4, "queues": ()}
+    info = {
+        "incarnation": incarnation,
+        "pool": pool,
+        "name": "w",
+        "host": "h",
+        "pid": 2,
+        "threads": THREADS,
+        "queues": (),
+    }
     return {**info, "types": [{"name": "x", "parameters": ()}]}
 
 
@@ -425,13 +434,15 @@ class Walk(RuleBasedStateMachine):
     @rule()
     def worker_is_silent(self) -> None:
         self.clock.advance(LEASE + 1)
-        running = sorted(self.held)
+        oldest = sorted(self.held, key=lambda id: self.held[id].run)
         self.queue.tick()
         self.expire()
         for id in self.in_state(SCHEDULED):
             if self.tasks[id].due_at <= self.wall:
                 self.go(id, Event.DUE, durable=False)
-        self.die(running, durable=False)
+        self.die(oldest[:THREADS], durable=False)
+        for id in oldest[THREADS:]:
+            self.attempt_over(id, Event.GIVE_BACK, durable=False)
         self.beat()
 
     def beat(self) -> None:
