@@ -96,7 +96,13 @@ def test_a_seed_plays_the_same_each_time_under_any_hash_seed() -> None:
     assert traces(2) == first
 
 
-@pytest.mark.parametrize("bug", ["reply_before_commit", "forgets_calls", "runs_begin_anew", "no_run_check"])
+BUGS = [
+    *("reply_before_commit", "forgets_calls", "runs_begin_anew", "no_run_check", "uniques_are_forgotten"),
+    *("purge_leaves_one", "history_is_lost", "lease_without_heartbeats"),
+]
+
+
+@pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_caught(bug: str) -> None:
     """The switch is in the simulation; the product has none."""
     command = [*PLAY, "1", "--count", "60", "--steps", "600", "--bug", bug, "--first"]

@@ -64,7 +64,7 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-FIGURES = ("steps", "changed", "virtual_s", "real_s", "acknowledged", "managers", "faults")
+FIGURES = ("steps", "changed", "virtual_s", "real_s", "acknowledged", "managers", "faults", "real_stores")
 
 if __name__ == "__main__":
     sys.exit(main())

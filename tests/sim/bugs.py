@@ -8,8 +8,13 @@ from typing import Any
 from taskq import threads
 from taskq.queue.commit import GroupCommit
 from taskq.queue.core import QueueCore
+from taskq.queue.job_queue import JobQueue
+from taskq.queue.leases import Leases
 from taskq.queue.state import QueueState
 from taskq.stores.memory import MemoryStore
+from taskq.stores.reading import Reading
+
+from .disk import Mounted
 
 
 def reply_before_commit() -> None:
@@ -65,6 +70,52 @@ def lost_wakeup() -> None:
     QueueCore._wake = lambda self, ready: None  # type: ignore[method-assign]
 
 
+def uniques_are_forgotten() -> None:
+    """A restart does not take the unique values back from the store."""
+    MemoryStore.uniques = lambda self, now: []  # type: ignore[method-assign]
+    Reading.uniques = lambda self, now: []  # type: ignore[method-assign]
+
+
+def purge_leaves_one() -> None:
+    """The newest of those that are to be deleted stays."""
+    right = Mounted.purge_in_store
+
+    def wrong(self: Mounted, states: Any, finished_before: float, limit: int, now: float) -> Any:
+        return right(self, states, finished_before - 4.0, limit, now)
+
+    Mounted.purge_in_store = wrong  # type: ignore[method-assign]
+
+
+def history_is_lost() -> None:
+    """Who begins anew has no past."""
+    right = JobQueue.requeue
+
+    def wrong(self: JobQueue, ids: Any) -> Any:
+        labels = right(self, ids)
+        gone = [id for id, label in zip(ids, labels, strict=True) if label == "requeued"]
+        for id in gone:
+            self._store.forget_attempts(id)
+        return labels
+
+    JobQueue.requeue = wrong  # type: ignore[method-assign]
+
+
+def lease_without_heartbeats() -> None:
+    """A heartbeat extends no lease."""
+    Leases.beat = lambda self, info, children, now: None  # type: ignore[method-assign]
+
+
 BUGS: dict[str, Callable[[], None]] = {
-    bug.__name__: bug for bug in (reply_before_commit, no_run_check, forgets_calls, runs_begin_anew, lost_wakeup)
+    bug.__name__: bug
+    for bug in (
+        reply_before_commit,
+        no_run_check,
+        forgets_calls,
+        runs_begin_anew,
+        lost_wakeup,
+        uniques_are_forgotten,
+        purge_leaves_one,
+        history_is_lost,
+        lease_without_heartbeats,
+    )
 }

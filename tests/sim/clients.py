@@ -10,12 +10,14 @@ from taskq.client import Client
 from taskq.errors import TaskqError
 from taskq.reconnecting import PASSING
 from taskq.registry import named
+from taskq.unique import Unique
 from taskq.wire.client import RemoteQueue
 
 from .network import SimDialer
 from .processes import JOIN
 from .scheduler import Process
 
+ALONE = Unique()
 UNKNOWN = ("manager_unavailable", "outcome_unknown")
 
 
@@ -135,6 +137,9 @@ class Program:
             options |= {"key": f"key-{number}", "queue": plan.queues[0], "priority": 0}
         else:
             number = 1000 + self.system.world.number()
+        if "key" not in options and rng.random() < plan.uniques:
+            number, how = 500 + rng.randrange(6), "ok"
+            options |= {"unique": ALONE, "queue": plan.queues[0], "priority": 0}
         if rng.random() < plan.delays and "key" not in options:
             options["delay"] = rng.random() * 20
         if rng.random() < plan.expiries and "key" not in options:
@@ -144,7 +149,9 @@ class Program:
         seconds = rng.expovariate(1.0) * plan.run_s if number >= 1000 else 0.1
         if "key" in options:
             options.pop("timeout", None)
-        return named(rng.choice(("job", "other")) if number >= 1000 else "job", **options), (number, seconds, how)
+        if 500 <= number < 1000:
+            seconds = plan.run_s
+        return named(rng.choice(plan.types) if number >= 1000 else "job", **options), (number, seconds, how)
 
     def submit(self) -> None:
         """Submit one."""
@@ -173,6 +180,20 @@ class Program:
         if ids:
             self.client.requeue(*ids[:3])
 
+    def drop(self) -> None:
+        """Delete some that have failed."""
+        ids = [one.id for one in self.handles[-20:] if one.outcome is not None and one.outcome.state == "failed"]
+        if ids:
+            self.client.drop(*ids[:3])
+
+    def purge(self) -> None:
+        """Delete what is over for a while."""
+        queue = self.connect()
+        try:
+            queue.purge([self.rng.choice(("completed", "failed", "cancelled"))], self.rng.choice((5.0, 20.0)))
+        finally:
+            queue.close()
+
     def look(self) -> None:
         """Ask around."""
         if self.handles:
@@ -199,4 +220,6 @@ ACTIONS = (
     Program.requeue,
     Program.look,
     Program.rule,
+    Program.drop,
+    Program.purge,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .disk import Trouble
@@ -23,16 +23,20 @@ class Plan:
     pause: float
     run_s: float
     keys: float
+    uniques: float
     delays: float
     expiries: float
     timeouts: float
     queues: tuple[str, ...]
+    types: tuple[str, ...]
     priorities: tuple[int, ...]
     actions: tuple[float, ...]
     hows: tuple[float, ...]
     yielding: float
     drift: float
     lease: float
+    real_store: bool
+    calm: bool
     weather: Weather = field(default_factory=Weather)
     trouble: Trouble = field(default_factory=Trouble)
     faults: dict[str, float] = field(default_factory=dict)
@@ -44,7 +48,22 @@ def some(rng: random.Random, most: float) -> float:
 
 
 def draw(rng: random.Random) -> Plan:
-    """A plan."""
+    """A plan; now and then one without faults and with one worker thread, in which the order of hand-outs is judged."""
+    plan = _any(rng)
+    if rng.random() < 0.06:
+        plan = replace(plan, calm=True, pools=1, workers=1, threads=1, delays=0.0)
+        plan = replace(plan, types=("job",))  # of types that are known to be fast a worker takes some ahead of others
+        plan = replace(
+            plan,
+            faults=dict.fromkeys(plan.faults, 0.0),
+            weather=Weather(plan.weather.latency),
+            trouble=Trouble(plan.trouble.latency),
+        )
+        plan.hows = (*plan.hows[:3], 0.0, plan.hows[4])
+    return plan
+
+
+def _any(rng: random.Random) -> Plan:
     weather = Weather(
         latency=rng.choice((0.0005, 0.005, 0.05)),
         slow=some(rng, 0.02),
@@ -74,16 +93,20 @@ def draw(rng: random.Random) -> Plan:
         pause=rng.choice((0.3, 2.0, 5.0)),
         run_s=rng.choice((0.001, 0.1, 1.0)),
         keys=some(rng, 0.3),
+        uniques=some(rng, 0.3),
         delays=some(rng, 0.4),
         expiries=some(rng, 0.2),
         timeouts=some(rng, 0.3),
         queues=("q", "r")[: rng.randint(1, 2)],
+        types=("job", "other"),
         priorities=(0, 5, -5)[: rng.randint(1, 3)],
-        actions=(10, rng.choice((0, 3)), some(rng, 3), some(rng, 2), some(rng, 2), some(rng, 1), some(rng, 1)),
+        actions=(10, rng.choice((0, 3)), *(some(rng, most) for most in (3, 2, 2, 1, 1, 1, 0.5))),
         hows=(10, some(rng, 3), some(rng, 1), some(rng, 1), some(rng, 1)),
         yielding=some(rng, 0.1),
         drift=some(rng, 0.02),
         lease=rng.choice((6.0, 30.0)),
+        real_store=rng.random() < 0.25,
+        calm=False,
         weather=weather,
         trouble=Trouble(latency=rng.choice((0.0005, 0.003, 0.05)), error=some(rng, 0.004)),
         faults={name: some(rng, 1.0) for name in names},

@@ -24,28 +24,66 @@ from taskq.workers.slots import SlotTable
 from taskq.workers.worker import TICK, Worker
 from taskq.workers.worker_pool import WorkerPool
 
+from .leases import Ledger
 from .network import SimChannel, SimDialer
 from .scheduler import Process
 
 KINDS = {ACK: "ack", NACK: "nack", GIVE_BACK: "give_back", 3: "snooze"}
+LEAST_PAUSE = 0.45
+"""Seconds between two attempts at least: the default, half of it left to chance, by a clock that drifts."""
 JOIN = Join((Address("manager", 1),), b"k" * 32)
 
 
 class SimQueue(JobQueue):
-    """The real queue; it tells when a record changes, and to whom a task is given."""
+    """The real queue; the ledger hears what comes to it and what it decides."""
 
     world: Any
-    history: Any
+    ledger: Ledger
 
     def _record(self, changes: Any) -> int:
         self.world.changed = self.world.changed or bool(changes.written)
+        self.ledger.changed(changes.written)
         return super()._record(changes)
 
     def _record_handouts(self, tasks: Any) -> None:
         self.world.changed = True
         for task in tasks:  # here, since a worker that was paused may learn of it long after
-            self.history.lease(task.id, task.run, task.worker)
+            self.ledger.handed_out(task)
         super()._record_handouts(tasks)
+
+    def beat(self, pool: Any, children: Any) -> Any:
+        """See `JobQueue`."""
+        self.ledger.beat(children)
+        return super().beat(pool, children)
+
+    def child_died(self, pool: Any, incarnation: str, how: str, started: Any, counts: bool, *more: Any) -> None:
+        """See `JobQueue`."""
+        self.ledger.died(incarnation, more[1] if len(more) > 1 else ())
+        super().child_died(pool, incarnation, how, started, counts, *more)
+        if counts:
+            self.ledger.counted(incarnation, started)
+
+    def leave(self, pool: str) -> None:
+        """See `JobQueue`."""
+        self.ledger.left(pool)
+        super().leave(pool)
+
+    def attach(self, worker: Any, held: Any) -> Any:
+        """See `JobQueue`."""
+        self.ledger.attaching(worker, held)
+        reply = super().attach(worker, held)
+        self.ledger.attached(held, reply["lost"])
+        return reply
+
+    def report(self, incarnation: str, session: int, reports: Any) -> Any:
+        """See `JobQueue`."""
+        self.ledger.told(incarnation, reports)
+        return super().report(incarnation, session, reports)
+
+    def detach(self, incarnation: str, session: int) -> None:
+        """See `JobQueue`."""
+        self.ledger.died(incarnation)
+        super().detach(incarnation, session)
 
 
 class Manager:
@@ -61,9 +99,10 @@ class Manager:
     def _boot(self) -> None:
         system = self.system
         queue = SimQueue(system.disk.mount(), self.process.clock, system.settings, self._failed)
-        queue.world, queue.history = system.world, system.history
+        queue.world, queue.ledger = system.world, system.ledger
         queue.local_pool = f"run-{self.number}"
         queue.open()
+        system.ledger.started(queue._opened.epoch, system.disk.store)
         queue.start()
         self.queue, self._verbs = queue, _Verbs(queue, self._say)
         system.network.listener = self
@@ -119,8 +158,15 @@ class Watched(RemoteQueue):
             for position, one in enumerate(reports):
                 if one[0] in KINDS:
                     outcome = "unknown" if refused is None else "refused" if position in refused else "accepted"
-                    self.system.history.report(KINDS[one[0]], one[1], one[2], incarnation, since=since, outcome=outcome)
+                    more = self._least_pause(one) if one[0] == NACK else {}
+                    self.system.history.report(
+                        KINDS[one[0]], one[1], one[2], incarnation, since=since, outcome=outcome, **more
+                    )
         return refused
+
+    def _least_pause(self, nack: Any) -> dict[str, Any]:
+        """What the checker may expect; a clock that is set while no manager runs may shorten a pause."""
+        return {"last": nack[4] == -1, "pause": 0.0 if self.system.plan.faults["jump"] else LEAST_PAUSE}
 
 
 class Slots(SlotTable):

@@ -8,7 +8,7 @@ import random
 import time
 from typing import Any
 
-from checker import TRANSIENT, read_store, told
+from checker import STORM, TRANSIENT, read_store, told
 from checker import check as verdict
 from history import HistoryList
 
@@ -16,15 +16,16 @@ from taskq import threads
 from taskq.config import PoolSettings, QueueSettings
 from taskq.queue.retry import unit_hash
 from taskq.reconnecting import PASSING
+from taskq.stores.base import KEEP_ATTEMPTS
 
 from .clients import Program
 from .disk import Disk, Trouble
+from .leases import Ledger
 from .nemesis import Nemesis, draw
 from .network import Network, Weather
 from .processes import Manager, make_types, start_pool
 from .scheduler import SimClock, SimThreads, World
 
-PROMISES = ("I1", "I2", "I3", "I4", "I5", "I9", "I12")
 CHECK_EVERY = 200
 """Steps between two looks whether all bookkeeping of the queue can be derived from its records."""
 PATIENCE = 1_800.0
@@ -43,7 +44,7 @@ class System:
         self.world.yielding = self.plan.yielding
         self.history = HistoryList("sim", lambda: self.world.now)
         self.network = Network(self.world, self.plan.weather)
-        self.disk = Disk(self.world, self.plan.trouble)
+        self.disk = Disk(self.world, self.plan.trouble, self.history, self.plan.real_store)
         self.settings = QueueSettings(lease=self.plan.lease, keep_completed=1e9, keep_failed=1e9)
         self.journal: dict[tuple[int, int], Any] = {}
         self.children: dict[str, Any] = {}
@@ -59,6 +60,8 @@ class System:
             name: SimClock(self.world, 1 + self.plan.drift * (rng.random() - 0.5), 1000 + 1000 * rng.random())
             for name in names
         }
+
+        self.ledger = Ledger(self.world, self.history, self.plan.lease, self.clocks["manager"].rate)
 
     def types(self, child: Any) -> Any:
         """The task types of a worker process."""
@@ -201,10 +204,27 @@ class System:
         found = list(self.world.failures)
         if self.late:
             found.append(f"clients never heard of the tasks {self.late[:10]}")
-        violations = verdict(self.history.records, read_store(self.disk.store), PROMISES)
+        promises = (*STORM, "I10") if self.plan.calm else STORM
+        violations = verdict(self.history.records, read_store(self.disk.store), promises)
         if violations:
             found.append(told(violations))
-        return found
+        return found + self._forgotten()
+
+    def _forgotten(self) -> list[str]:
+        """Each failure that a worker knows to be taken is in the history of its task, or ten later ones are."""
+        taken = [
+            (one["task"], one["run"])
+            for one in self.history.records
+            if one["event"] == "report" and one["kind"] == "nack" and one["outcome"] == "accepted"
+        ]
+        store = self.disk.store
+        there = store.slim(sorted({task for task, _ in taken}))
+        kept = {task: {attempt.run for attempt in store.attempts(task)} for task in there}
+        return [
+            f"the failure of run {run} is not in the history of task {task}"
+            for task, run in taken
+            if task in kept and run not in kept[task] and len(kept[task]) < KEEP_ATTEMPTS
+        ]
 
     def close(self) -> None:
         """Break everything off, and give back what the system gave."""
@@ -222,6 +242,7 @@ class System:
             client._results.disown()
         for table in self.tables:
             table.close()
+        self.disk.close()
 
 
 def run(seed: int, steps: int = 1_000, show: bool = False) -> dict[str, Any]:
@@ -258,6 +279,7 @@ def run(seed: int, steps: int = 1_000, show: bool = False) -> dict[str, Any]:
         "acknowledged": system.acknowledged,
         "managers": system.managers,
         "faults": sum(faults.values()),
+        "real_stores": int(system.plan.real_store),
         "by_kind": faults,
         "trace": trace,
         "violations": violations,
