@@ -187,8 +187,15 @@ def top(raw: str, count: int = TOP) -> list[tuple[str, float]]:
 
 
 def _name(frame: str) -> str:
-    """``module.function`` of a frame as py-spy writes it: ``function (file:line)``."""
+    """``module.function`` of a frame as py-spy writes it: ``function (file:line)``, or without a place.
+
+    >>> _name("<shim>")
+    '<shim>'
+    """
     function, _, place = frame.partition(" (")
-    parts = Path(place.rpartition(":")[0]).with_suffix("").parts
+    file = place.rpartition(":")[0]
+    if not file:
+        return function
+    parts = Path(file).with_suffix("").parts
     start = len(parts) - 1 - parts[::-1].index("taskq") if "taskq" in parts[:-1] else len(parts) - 1
     return ".".join([*parts[start:], function])

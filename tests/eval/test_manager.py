@@ -196,7 +196,7 @@ def test_a_second_manager_on_one_store_is_refused_at_once_and_names_the_first(cl
     first = cluster.manager(workers=0)
     began = time.monotonic()
     second = cluster.run("manager", "--port", 0)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 5.0
     assert second.returncode == 1
     assert f"error: the store is locked by pid {first.pid}" in second.stderr
     assert cluster.snapshot()["manager"]["pid"] == first.pid

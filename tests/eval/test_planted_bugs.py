@@ -277,7 +277,9 @@ def one_death_more_is_allowed(patch: Patch) -> None:
 @bug("I8")
 def a_death_counts_for_what_had_not_started(patch: Patch) -> None:
     def gone(original: Any, self: QueueState, worker: Any, how: str, started: Any, *args: Any, **kwargs: Any) -> Any:
-        return original(self, worker, how, started and None, *args, **kwargs)
+        return original(
+            self, worker, how, started and {task.id: task.run for task in worker.running.values()}, *args, **kwargs
+        )
 
     around(patch, QueueState, "worker_gone", gone)
 

@@ -341,7 +341,9 @@ def test_explain_says_what_must_happen_first(cluster: Cluster) -> None:
     assert "no task 999" in monitor(cluster, "explain", 999, code=6)
 
     [pool] = cluster.pools()
-    pool.suspend()  # it neither comes back by itself, nor does anybody say that its workers are dead
+    os.killpg(
+        pool.pid, signal.SIGSTOP
+    )  # nobody of it comes back by itself, nor does anybody say that its workers are dead
     manager.kill()
     cluster.manager("--lease", "10s", workers=0)
     client = cluster.client()

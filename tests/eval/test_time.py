@@ -66,11 +66,11 @@ def test_100_000_tasks_of_one_second_are_handed_out_in_time_and_none_before_it(c
 def test_dates_from_everywhere_hold_over_a_restart(cluster: Cluster) -> None:
     write_module(cluster)
     manager = cluster.manager("--tasks", "stamps", workers=0)
-    at = soon(5)
+    at = soon(9)  # time enough for five programs to start before
     with cluster.client() as client:
-        ids = [client.submit(named("stamp", at=at)).id, client.submit(named("stamp", delay=5)).id]
+        ids = [client.submit(named("stamp", at=at)).id, client.submit(named("stamp", delay=9)).id]
     ids += cluster.submit({"type": "stamp"}, "--at", at.isoformat())
-    entries = [{"payload": {"type": "stamp"}, "at": at.isoformat()}, {"payload": {"type": "stamp"}, "at": "+5s"}]
+    entries = [{"payload": {"type": "stamp"}, "at": at.isoformat()}, {"payload": {"type": "stamp"}, "at": "+9s"}]
     done = cluster.run("submit", "--payload-file", "-", stdin=json.dumps(entries))
     assert done.returncode == 0, done.stderr
     ids += map(int, done.stdout.split())
