@@ -14,7 +14,7 @@ from taskq.config import QueueSettings
 from taskq.errors import InvalidTransition, KeyConflict, NotUnique, QueueFull, StaleRun
 from taskq.queue.changes import Changes
 from taskq.queue.check import check
-from taskq.queue.leases import Moment, Worker
+from taskq.queue.leases import THREADS_UNTOLD, Moment, Worker
 from taskq.queue.lifecycle import TRANSITIONS, next_state
 from taskq.queue.moves import RUNS_PER_EPOCH
 from taskq.queue.places import HOLD
@@ -408,14 +408,22 @@ class QueueWalk(RuleBasedStateMachine):
         self.state.leases.beat(POOL, children, self.mono)
         silent = [worker for worker in self.state.leases.workers.values() if worker.expires <= self.mono]
         lost = {number: to_row(task) for worker in silent for number, task in worker.running.items()}
+        began = {
+            id
+            for worker in silent
+            for id in sorted(worker.running, key=lambda id: lost[id].run)[: worker.threads or THREADS_UNTOLD]
+        }
         for changes in self.state.tick(self.now):
             self.save(changes)
         for number, row in lost.items():
+            died = number in began
             if number in self.state.tasks:
-                assert self.state.tasks[number].deaths == row.deaths + 1 and self.expected[number] is State.SCHEDULED
+                assert self.state.tasks[number].deaths == row.deaths + died
+                assert self.expected[number] is (State.SCHEDULED if died else State.PENDING)
+            elif row.cancel_requested and row.deaths + died < 3:
+                assert self.expected[number] is State.CANCELLED
             else:
-                assert self.expected[number] is (State.FAILED if row.deaths == 2 else State.CANCELLED)
-                assert row.deaths == 2 or row.cancel_requested
+                assert self.expected[number] is State.FAILED and row.deaths + died == 3
         for task in self.state.tasks.values():
             assert task.state is not State.SCHEDULED or task.due_at > self.wall, "it is due and not pending"
         for worker in self.state.leases.workers.values():
