@@ -453,6 +453,8 @@ def test_orphans_finish_deliver_and_leave(pools: Pools) -> None:
     ids = [pools.submit("hold", name) for name in ("a", "b")]
     pools.until_running("a", "b")
     pool.kill()
+    told = {"draining"}  # that is when they know
+    wait_until(lambda: {one["state"] for one in pools.cluster.snapshot()["workers"]} == told, what="orphans to drain")
     waiting = pools.submit("hold", "c")
     pools.let_go("a", "b", "c")
     pools.until("completed", *ids)
