@@ -314,7 +314,8 @@ def i9_everything_ends(seen: Observed, stored: Stored, limit: float = inf) -> It
 def i10_order(seen: Observed, stored: Stored) -> Iterator[Violation]:
     """Within a queue and a priority, first runs begin in the order of the ids.
 
-    For runs without faults, one worker, and tasks that are due when they are submitted. What was requeued stands behind.
+    For runs without faults, one worker, and tasks that are due when they are submitted. What is requeued stands
+    behind.
     """
     lines: dict[tuple[str, int], list[tuple[float, int]]] = defaultdict(list)
     for task in seen.runs.keys() - seen.requeued():
