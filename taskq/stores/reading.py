@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -18,14 +19,14 @@ _BOUNDS = "SELECT (SELECT min(id) FROM task), (SELECT max(id) FROM task)"
 _Made = TypeVar("_Made")
 
 
-class Reading:
+class Reading(ABC):
     """The verbs that only read. `_read` is the store's own; `_rows` makes something of each row that it gives."""
 
-    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]: ...
 
-    def _rows(self, make: Callable[[Any], _Made], sql: str, parameters: Sequence[Any]) -> list[_Made]:
-        raise NotImplementedError
+    @abstractmethod
+    def _rows(self, make: Callable[[Any], _Made], sql: str, parameters: Sequence[Any]) -> list[_Made]: ...
 
     def payloads(self, ids: Sequence[int]) -> dict[int, bytes]:
         """See `Store.payloads`."""
