@@ -201,6 +201,10 @@ class Leases:
             self._offer(worker, -1)
         return worker
 
+    def running(self) -> Iterator[Task]:
+        """All that is handed out."""
+        return (task for worker in self.workers.values() for task in worker.running.values())
+
     def of_pool(self, pool: str) -> list[Worker]:
         """The worker processes of a pool."""
         return [worker for worker in self.workers.values() if worker.pool == pool]

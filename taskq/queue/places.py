@@ -106,12 +106,20 @@ class Places:
 
     # -- time
 
-    def follow_wall_clock(self, now: Moment) -> Changes:
-        """When the wall clock is set, the pauses of tasks that ran before stay as long as they were."""
+    def follow_wall_clock(self, now: Moment, running: Iterable[Task]) -> Changes:
+        """When the wall clock is set, the pauses of tasks that ran before stay as long as they were.
+
+        What is ``running`` began by the new time: it has run for as long as before.
+        """
         apart = now.wall - now.mono
         jump = 0.0 if self._apart is None else apart - self._apart
         self._apart = apart
-        return Changes(self.schedule.shift(jump) if abs(jump) > CLOCK_SET else [])
+        if abs(jump) <= CLOCK_SET:
+            return Changes()
+        for task in running:
+            if task.started_at is not None:
+                task.started_at += jump
+        return Changes(self.schedule.shift(jump))
 
     def load(self, task: Task, now: Moment, changes: Changes) -> None:
         """Put a stored task that does not run where its state belongs.

@@ -65,7 +65,7 @@ class QueueState(Moves):
         that is not gets the usual lease.
         """
         self.places.keep_back(self.next_id, now)
-        self.places.follow_wall_clock(now)  # so that the first tick sees whether it was set meanwhile
+        self.follow_wall_clock(now)  # so that the first tick sees whether it was set meanwhile
         before, left = len(self.tasks), iter(rows)
         while tasks := [from_row(row) for row in islice(left, LOAD_STEP)]:
             self.tasks.update((task.id, task) for task in tasks)
@@ -205,7 +205,7 @@ class QueueState(Moves):
         ``waiting``: how many other workers wait; a short backlog is shared out evenly among them all. Of a queue with a
         limit nothing is handed out ahead: what waits at a worker counts as running.
         """
-        changes, places = Changes(), self.places
+        changes, places = self.follow_wall_clock(now), self.places  # first: what is handed out begins by the new time
         if not worker.may_reserve(now.mono, self.leases.heartbeat):
             return [], changes
         if places.suspects.shelves and slots and not worker.running and places.kept_back is None:
@@ -224,7 +224,7 @@ class QueueState(Moves):
 
     def report(self, worker: Worker, reports: Sequence[Report], now: Moment) -> tuple[list[int], Changes]:
         """Take in outcomes; gives the positions of those that are stale."""
-        changes = self.places.follow_wall_clock(now)  # first: what is put off from here on is by the new time
+        changes = self.follow_wall_clock(now)  # first: what is put off from here on is by the new time
         refused = []
         acked: list[tuple[Task, Report]] = []
         for position, report in enumerate(reports):
@@ -279,7 +279,7 @@ class QueueState(Moves):
 
     def _again_at(self, delay: float, now: Moment, changes: Changes) -> float:
         """The wall time after this pause. If the clock was just set, other pauses follow it first, and this one not."""
-        changes.add(self.places.follow_wall_clock(now))
+        changes.add(self.follow_wall_clock(now))
         return now.wall + delay
 
     def worker_gone(
@@ -297,7 +297,7 @@ class QueueState(Moves):
         What had ``started`` (task: run) counts a death, if ``counts``; the rest goes back at once.
         """
         death = {"how": how, **(evidence or {})}
-        changes = self.places.follow_wall_clock(now)
+        changes = self.follow_wall_clock(now)
         for task in list(worker.running.values()):
             if not (counts and started.get(task.id) == task.run):
                 self._take_from(worker, task, Event.GIVE_BACK, now, changes)
@@ -314,10 +314,14 @@ class QueueState(Moves):
 
     # -- time
 
+    def follow_wall_clock(self, now: Moment) -> Changes:
+        """See `Places.follow_wall_clock`: whatever notes a time of day comes after it."""
+        return self.places.follow_wall_clock(now, self.leases.running())
+
     def tick(self, now: Moment) -> list[Changes]:
         """Everything that is due by ``now``: scheduled tasks, ended leases, what was kept back after a restart."""
         places = self.places
-        done = [self.expire(now, DUE_STEP), places.follow_wall_clock(now), self._due(now)]
+        done = [self.expire(now, DUE_STEP), self.follow_wall_clock(now), self._due(now)]
         self.uniqueness.sweep(self.tasks, now.wall)
         for worker in list(self.leases.expired(now.mono)):
             done.append(self.worker_gone(worker, "silence: its lease ran out", worker.under_way(), now, counts=True))

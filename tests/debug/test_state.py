@@ -485,7 +485,7 @@ def test_a_pause_stays_short_when_the_clock_is_set_back_while_no_manager_runs(se
     retried, snoozed = take(before, worker, 2)
     reports = [(NACK, retried.id, retried.run, ERROR, 10.0, 2.0), (SNOOZE, snoozed.id, snoozed.run, 8.0)]
     before.report(worker, reports, START)
-    before.places.follow_wall_clock(Moment(START.mono, START.wall + seen))
+    before.follow_wall_clock(Moment(START.mono, START.wall + seen))
     state = new_state()
     state.next_id = before.next_id
     now = Moment(1.0, START.wall + seen - back)
@@ -493,6 +493,44 @@ def test_a_pause_stays_short_when_the_clock_is_set_back_while_no_manager_runs(se
     assert [state.tasks[one].due_at - now.wall for one in (1, 2)] == [12.0, 8.0]  # from the start of the run on
     assert state.tasks[3].due_at == START.wall + 60
     check(state)
+
+
+@pytest.mark.parametrize("event", ["snooze", "death"])
+def test_a_pause_stays_short_when_the_clock_went_ahead_under_the_attempt(event: str) -> None:
+    """And was set back while no manager ran: the beginning of the attempt followed the clock as its end did."""
+    before = new_state()
+    put(before)
+    worker = join(before)
+    (task,) = take(before, worker)
+    ahead = Moment(START.mono + 1.0, START.wall + 1.0 + 86400.0)
+    if event == "snooze":
+        before.report(worker, [(SNOOZE, task.id, task.run, 8.0)], ahead)
+        pause = 8.0
+    else:
+        before.worker_gone(worker, "killed", {task.id: task.run}, ahead, counts=True)
+        pause = 1.0
+    state = new_state()
+    state.next_id = before.next_id
+    now = Moment(1.0, START.wall + 2.0)
+    state.load([to_row(task)], now)
+    assert state.tasks[task.id].due_at - now.wall == 1.0 + pause  # from the start of the run on
+    check(state)
+
+
+@pytest.mark.parametrize("jump", [-86400.0, 86400.0])
+@pytest.mark.parametrize("seen", ["by the hand-out", "by a tick"])
+def test_a_task_has_run_for_as_long_as_it_has_whatever_the_clock_does(jump: float, seen: str) -> None:
+    state = new_state()
+    put(state)
+    worker = join(state)
+    state.tick(START)
+    if seen == "by a tick":
+        (task,) = take(state, worker)
+        state.tick(Moment(START.mono + 1.0, START.wall + 1.0 + jump))
+    else:
+        (task,), _ = state.reserve(worker, 1, 0, (), 0, Moment(START.mono, START.wall + jump))
+        state.tick(Moment(START.mono + 1.0, START.wall + 1.0 + jump))
+    assert task.started_at == START.wall + jump
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 3600.0])
