@@ -14,9 +14,9 @@ from taskq import threads
 from taskq.clock import Clock, SystemClock
 from taskq.errors import BadArguments, UnknownTaskType
 from taskq.options import Options
-from taskq.queue.task import Terms, terms_of
+from taskq.queue.terms import Terms, terms_of
 from taskq.registry import Prepared, TaskType, lookup
-from taskq.service import TypeInfo, Types
+from taskq.shapes import TypeInfo, Types
 from taskq.signature import Signature
 
 ASK_AGAIN = 1.0

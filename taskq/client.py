@@ -23,13 +23,14 @@ from taskq.config import Join, find_join, state_dir
 from taskq.errors import BadArguments, ConfigError, PayloadTooLarge
 from taskq.feed import Feed
 from taskq.pipeline import Pipeline
-from taskq.queue.task import NewTask
+from taskq.queue.terms import NewTask
 from taskq.queues import purge, whoami
 from taskq.reconnecting import Reconnecting
 from taskq.registry import Prepared, TaskType, correlation_id
 from taskq.results import Results, TaskHandle, Waited
 from taskq.selecting import FAILED_ONLY, Finder, Finds, dead_letter, matching
-from taskq.service import MAX_BATCH, Connection, Explained, Hello, PurgedQueue, QueueInfo, QueueService, Types
+from taskq.service import MAX_BATCH, Connection, QueueService
+from taskq.shapes import Explained, Hello, PurgedQueue, QueueInfo, Types
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode, encode_arguments
 

@@ -27,7 +27,8 @@ from taskq.errors import StoreChanged, TaskqError
 from taskq.pauses import Pauses
 from taskq.queue.task import FINAL
 from taskq.reconnecting import PASSING, Reconnecting, closed
-from taskq.service import MAX_BATCH, MAX_WAIT, Connection, Hello, Outcome
+from taskq.service import MAX_BATCH, MAX_WAIT, Connection
+from taskq.shapes import Hello, Outcome
 
 SETTLED = frozenset(state.label for state in FINAL) | {"unknown"}
 """States of an outcome after which there is no further news."""

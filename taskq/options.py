@@ -9,7 +9,7 @@ from typing import Any
 from taskq.errors import BadArguments, Retry, RetryPolicy
 from taskq.queue.limits import MAX_DELAY, MAX_KEY, MAX_NAME, MAX_PRIORITY, MAX_RETRIES, are_error_names, shown
 from taskq.queue.retry import DEFAULT, MAX_FACTOR, error_name
-from taskq.queue.task import Terms
+from taskq.queue.terms import Terms
 from taskq.unique import Unique
 
 

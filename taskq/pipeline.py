@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, overload
 from taskq import threads
 from taskq.catalog import Catalog, Template
 from taskq.errors import TaskqError
-from taskq.queue.task import NewTask
+from taskq.queue.terms import NewTask
 from taskq.registry import Prepared, TaskType, correlation_id
 from taskq.results import TaskHandle
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES

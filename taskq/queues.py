@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from taskq.service import PurgedQueue
+from taskq.shapes import PurgedQueue
 
 
 def whoami() -> str:

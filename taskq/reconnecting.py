@@ -12,7 +12,8 @@ from taskq import threads
 from taskq.clock import Clock, SystemClock
 from taskq.errors import Busy, ManagerUnavailable, OutcomeUnknown, ShuttingDown, TaskqError
 from taskq.pauses import Pauses
-from taskq.service import Connection, Hello, QueueService
+from taskq.service import Connection, QueueService
+from taskq.shapes import Hello
 
 T = TypeVar("T")
 

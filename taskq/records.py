@@ -1,6 +1,7 @@
 """Records of tasks as people and programs read them: payload and result decoded, times in ISO 8601. PURE.
 
-A record comes from the manager as `taskq.queue.task.describe` makes it; the manager itself never looks into payloads.
+A record comes from the manager as `taskq.queue.task_row.describe` makes it; the manager itself never looks into
+payloads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from taskq.errors import RetryPolicy, TaskqError
 from taskq.layout import UNKNOWN, counted, duration, plain, when
-from taskq.service import TypeInfo
+from taskq.shapes import TypeInfo
 from taskq.views import outcome
 from taskq.wire import codec
 

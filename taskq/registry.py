@@ -22,8 +22,8 @@ from taskq import logs
 from taskq.errors import ConfigError, Retry
 from taskq.options import Options, error_terms, is_name, policy_of, problem, retry_terms
 from taskq.queue.limits import MAX_NAME
-from taskq.queue.task import Terms
-from taskq.service import TypeInfo
+from taskq.queue.terms import Terms
+from taskq.shapes import TypeInfo
 from taskq.signature import Signature
 from taskq.unique import Unique
 

@@ -13,7 +13,8 @@ from taskq.clock import Clock, SystemClock
 from taskq.errors import BadArguments, ResultExpired, TaskCancelled, TaskFailed, TaskNotFound, TaskqError
 from taskq.feed import SETTLED, Feed, Slot
 from taskq.reconnecting import PASSING, Reconnecting, closed
-from taskq.service import MAX_BATCH, MAX_WAIT, Connection, Outcome
+from taskq.service import MAX_BATCH, MAX_WAIT, Connection
+from taskq.shapes import Outcome
 from taskq.wire.codec import decode
 
 R = TypeVar("R")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from taskq import where as conditions
-from taskq.service import Found
+from taskq.shapes import Found
 
 
 class Finds(Protocol):

@@ -1,7 +1,7 @@
 """What arguments a task type takes: their names and kinds, checked without the function itself.
 
 The same check serves a function that is at hand and a type that only workers have, which announce their parameters
-(`taskq.service.TypeInfo`).
+(`taskq.shapes.TypeInfo`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from taskq.config import write_private
 from taskq.entries import BadEntry, Entry
 from taskq.errors import BadArguments, NotEncodable, PayloadTooLarge, TaskqError, UnknownTaskType
 from taskq.pipeline import batches
-from taskq.queue.task import NewTask
+from taskq.queue.terms import NewTask
 from taskq.reconnecting import PASSING
 from taskq.results import TaskHandle
 

@@ -53,7 +53,7 @@ class Unique:
             raise BadArguments(f"unique: on_conflict is return or raise, not {shown(self.on_conflict)}")
 
     def terms(self) -> dict[str, Any]:
-        """What it means as fields of `taskq.queue.task.Terms`."""
+        """What it means as fields of `taskq.queue.terms.Terms`."""
         raises = self.on_conflict == "raise"
         return {"unique_in": tuple(self.while_in), "unique_within": self.within, "unique_raises": raises}
 

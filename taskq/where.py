@@ -19,7 +19,7 @@ from taskq.config import parse_duration
 from taskq.errors import BadArguments, ConfigError
 
 Record = Mapping[str, Any]
-"""A record as `taskq.queue.task.describe` gives it."""
+"""A record as `taskq.queue.task_row.describe` gives it."""
 
 TEXTS: dict[str, Callable[[Record], str]] = {
     "type": lambda record: str(record["type"]),

@@ -23,7 +23,8 @@ from typing import NamedTuple
 from history import Record, content, digest
 from observed import RUNS_PER_EPOCH, Observed, Run, observe
 
-from taskq.queue.task import FINAL, State, TaskRow
+from taskq.queue.task import FINAL, State
+from taskq.queue.task_row import TaskRow
 from taskq.stores import schema
 from taskq.stores.base import Store
 from taskq.stores.rows import whole_row

@@ -23,8 +23,9 @@ from taskq.clock import SystemClock
 from taskq.config import QueueSettings
 from taskq.errors import OutcomeUnknown, StorageFull, TaskqError
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import State, new_task
-from taskq.service import ACK, NACK
+from taskq.queue.task import State
+from taskq.queue.terms import new_task
+from taskq.shapes import ACK, NACK
 from taskq.stores.sqlite import SqliteStore
 
 CALLS = ("write", "sync", "truncate", "open", "read", "allocate", "unlink")

@@ -14,7 +14,7 @@ from taskq.clock import SystemClock
 from taskq.config import Join, QueueSettings
 from taskq.errors import ManagerUnavailable, ShuttingDown, StaleRun, TaskqError
 from taskq.queue.job_queue import JobQueue
-from taskq.service import ACK, NACK, Handout, WorkerInfo
+from taskq.shapes import ACK, NACK, Handout, WorkerInfo
 from taskq.stores.base import Store
 from taskq.stores.memory import MemoryStore
 from taskq.wire.client import RemoteQueue

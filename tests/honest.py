@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from taskq.config import Join, read_join
-from taskq.queue.task import new_task
-from taskq.service import ACK, WorkerInfo
+from taskq.queue.terms import new_task
+from taskq.shapes import ACK, WorkerInfo
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode
 

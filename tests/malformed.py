@@ -18,8 +18,8 @@ from typing import Any
 from taskq.errors import BadArguments, Malformed, PayloadTooLarge
 from taskq.queue.limits import check_reports, checked
 from taskq.queue.lots import lots
-from taskq.queue.task import new_task
-from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE
+from taskq.queue.terms import new_task
+from taskq.shapes import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE
 from taskq.where import parse
 from taskq.wire import arguments
 from taskq.wire.codec import decode, pack, unpack

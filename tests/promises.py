@@ -18,7 +18,8 @@ from checker import Stored, Violation, check
 from history import Record, content, digest
 from observed import Observed, Run, Try
 
-from taskq.queue.task import FINAL, State, TaskRow
+from taskq.queue.task import FINAL, State
+from taskq.queue.task_row import TaskRow
 
 AFTER_A_CRASH = ("I1", "I2", "I3", "I4", "I5", "I8", "I12")
 """What holds of a store at any moment, beside I13."""

@@ -17,8 +17,8 @@ from typing import Any
 from promises import Version, payload, result
 
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import new_task
-from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE, Handout
+from taskq.queue.terms import new_task
+from taskq.shapes import ACK, GIVE_BACK, NACK, SNOOZE, Handout
 
 MAX_RETRIES, MAX_DEATHS = 2, 3
 SIZES = (8, 8, 8, 100, 2_000, 9_000)

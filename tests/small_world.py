@@ -23,8 +23,8 @@ from taskq.clock import FakeClock
 from taskq.config import QueueSettings
 from taskq.errors import StaleRun, TaskqError
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import NewTask, new_task
-from taskq.service import ACK, GIVE_BACK, NACK, Report
+from taskq.queue.terms import NewTask, new_task
+from taskq.shapes import ACK, GIVE_BACK, NACK, Report
 from taskq.stores.sqlite import SqliteStore
 
 LEASE = 15.0

@@ -17,7 +17,7 @@ from history import History, HistoryFile
 
 from taskq.config import read_join
 from taskq.errors import AuthenticationFailed, ManagerUnavailable, OutcomeUnknown, QueueFull, ShuttingDown
-from taskq.queue.task import NewTask, new_task
+from taskq.queue.terms import NewTask, new_task
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
 

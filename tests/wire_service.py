@@ -27,9 +27,9 @@ import psutil
 
 from taskq.config import ADMIN, VERSION, Address, Join
 from taskq.errors import TaskqError
-from taskq.queue.task import NewTask
-from taskq.service import (
-    PROTOCOL,
+from taskq.queue.terms import NewTask
+from taskq.service import PROTOCOL, QueueService
+from taskq.shapes import (
     BackedUp,
     Explained,
     Finished,
@@ -39,7 +39,6 @@ from taskq.service import (
     Outcome,
     PurgedQueue,
     QueueInfo,
-    QueueService,
     Reserved,
     Submitted,
 )

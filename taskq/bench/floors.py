@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from taskq.bench.figures import Row, median, percentile
 from taskq.queue.lots import lots
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES
 from taskq.wire import codec
 from taskq.wire.client import RemoteQueue

@@ -18,7 +18,7 @@ from taskq.bench.stage import READY, client_of
 from taskq.bench.tasks import noop
 from taskq.config import read_join
 from taskq.errors import TaskqError
-from taskq.service import ChildInfo, PoolInfo, WorkerInfo
+from taskq.shapes import ChildInfo, PoolInfo, WorkerInfo
 from taskq.wire.client import RemoteQueue
 
 ELSEWHERE = "bench-elsewhere"

@@ -18,7 +18,7 @@ from taskq.errors import BadArguments, ConfigError, Retry, TaskFailed, TaskqErro
 if TYPE_CHECKING:
     from taskq.client import Client
     from taskq.entries import BadEntry, Entry
-    from taskq.queue.task import NewTask
+    from taskq.queue.terms import NewTask
     from taskq.results import TaskHandle
 
 EXAMPLE = """\

@@ -11,7 +11,9 @@ from taskq.errors import KeyConflict, QueueFull
 from taskq.layout import duration
 from taskq.queue.idempotency import content_digest
 from taskq.queue.lifecycle import Event, next_state
-from taskq.queue.task import CANCELLED, FAILED, NewTask, Task, TaskRow, Terms, from_row
+from taskq.queue.task import CANCELLED, FAILED, Task
+from taskq.queue.task_row import TaskRow, from_row
+from taskq.queue.terms import NewTask, Terms
 from taskq.stores.base import KeyRow
 
 _terms = itemgetter(0)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 from taskq.queue.leases import Worker
-from taskq.service import TypeInfo
+from taskq.shapes import TypeInfo
 from taskq.stores.base import TypeRow
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ log = logging.getLogger("taskq.queue")
 T = TypeVar("T")
 
 
-class Background:
+class Background(ABC):
     """A thread that does its rounds in `_run` until `_stopping`. ``work``: what logs call it."""
 
     def __init__(self, name: str, work: str) -> None:
@@ -37,8 +38,9 @@ class Background:
         if self._thread is not None:
             self._thread.join()
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """Do one round after the other until `_stopping`."""
 
     def _attempt(self, round: Callable[[], T], otherwise: T) -> T:
         """What a round gives, ``otherwise`` after an error: it must not be the end of all further ones."""

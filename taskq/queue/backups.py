@@ -8,7 +8,7 @@ from pathlib import Path
 from taskq import threads
 from taskq.errors import BadArguments, Busy, ShuttingDown, TaskqError
 from taskq.logs import event
-from taskq.service import BackedUp
+from taskq.shapes import BackedUp
 from taskq.stores.base import Store
 
 log = logging.getLogger("taskq.queue")

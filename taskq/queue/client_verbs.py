@@ -10,8 +10,11 @@ from taskq.queue.core import QueueCore
 from taskq.queue.feeds import fitting, outcome, unknown
 from taskq.queue.idempotency import call_digest
 from taskq.queue.limits import check_number, check_seconds, checked
-from taskq.queue.task import FINAL, NewTask, State, TaskRow, cut, describe, state_named
-from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, Finished, Outcome, Submitted
+from taskq.queue.task import FINAL, State, state_named
+from taskq.queue.task_row import TaskRow, cut, describe
+from taskq.queue.terms import NewTask
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT
+from taskq.shapes import Finished, Outcome, Submitted
 from taskq.stores.base import CallRow, KeyRow
 
 _LIVE = {state.label for state in State if state not in FINAL}

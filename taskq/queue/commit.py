@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 
 from taskq import threads
 from taskq.errors import OutcomeUnknown, StoreFailed
-from taskq.queue.task import FINAL, Task, TaskRow, to_changes, to_rows
+from taskq.queue.task import FINAL, Task
+from taskq.queue.task_row import TaskRow, to_changes, to_rows
 from taskq.stores.base import (
     INLINE_PAYLOAD,
     AttemptRow,

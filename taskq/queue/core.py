@@ -38,7 +38,8 @@ from taskq.queue.housekeeper import LINGER, OVERSLEPT, ROUND, Housekeeper
 from taskq.queue.idempotency import Recent
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
-from taskq.queue.task import State, Task, TaskRow
+from taskq.queue.task import State, Task
+from taskq.queue.task_row import TaskRow
 from taskq.queue.waiting import WaitingRoom
 from taskq.stores.base import Opened, Store
 from taskq.turns import Turns

@@ -11,8 +11,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from taskq import threads
-from taskq.queue.task import FAILED, State, Task, TaskRow
-from taskq.service import INLINE_RESULT, MAX_BATCH, MAX_BATCH_BYTES, Finished, Outcome
+from taskq.queue.task import FAILED, State, Task
+from taskq.queue.task_row import TaskRow
+from taskq.service import INLINE_RESULT, MAX_BATCH, MAX_BATCH_BYTES
+from taskq.shapes import Finished, Outcome
 
 KEPT = 10_000
 """Outcomes that a feed holds for a client that is slow to ask."""

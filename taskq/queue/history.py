@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskq.queue.lifecycle import Event
-from taskq.queue.task import COMPLETED, FAILED, RUNNING, Task, TaskError, TaskRow
+from taskq.queue.task import COMPLETED, FAILED, RUNNING, Task, TaskError
+from taskq.queue.task_row import TaskRow
 from taskq.stores.base import KEEP_ATTEMPTS, AttemptRow
 
 MAX_TEXT = 8 * 1024

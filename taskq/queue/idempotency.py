@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import Generic, TypeVar
 
 from taskq.queue.lots import lots
-from taskq.queue.task import NewTask
+from taskq.queue.terms import NewTask
 from taskq.stores.base import CallRow, KeyRow
 
 K = TypeVar("K")

@@ -16,7 +16,7 @@ from taskq.queue.queue_verbs import QueueVerbs
 from taskq.queue.record_verbs import RecordVerbs
 from taskq.queue.snapshot import iso, snapshot
 from taskq.queue.worker_verbs import WorkerVerbs
-from taskq.service import BackedUp, Hello, Types
+from taskq.shapes import BackedUp, Hello, Types
 
 
 class JobQueue(ClientVerbs, RecordVerbs, QueueVerbs, WorkerVerbs):

@@ -12,21 +12,9 @@ from typing import Any
 
 from taskq.errors import BadArguments, PayloadTooLarge
 from taskq.queue.retry import MAX_FACTOR
-from taskq.queue.task import NewTask, Terms, as_new_task
-from taskq.service import (
-    ACK,
-    FAIR,
-    GIVE_BACK,
-    MAX_BATCH,
-    MAX_RESULT,
-    NACK,
-    PROGRESS,
-    SNOOZE,
-    STRICT,
-    Evidence,
-    Report,
-    WorkerInfo,
-)
+from taskq.queue.terms import NewTask, Terms, as_new_task
+from taskq.service import FAIR, MAX_BATCH, MAX_RESULT, STRICT
+from taskq.shapes import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Evidence, Report, WorkerInfo
 
 MAX_NAME = 200
 """Characters: longest name of a type or queue."""
@@ -212,7 +200,7 @@ def check_seconds(name: str, value: float) -> float:
 
 
 def check_reports(reports: Sequence[Report]) -> None:
-    """Raise `BadArguments` at the first report that is not one of those in `taskq.service.Report`."""
+    """Raise `BadArguments` at the first report that is not one of those in `taskq.shapes.Report`."""
     if _are_acks(reports):
         return
     for position, report in enumerate(reports):
@@ -286,7 +274,7 @@ def fitting_evidence(given: Evidence) -> Evidence:
 
 
 def check_worker(worker: WorkerInfo, held: Sequence[tuple[int, int]]) -> None:
-    """Raise `BadArguments` unless a worker process says who it is as `taskq.service.WorkerInfo` has it."""
+    """Raise `BadArguments` unless a worker process says who it is as `taskq.shapes.WorkerInfo` has it."""
     texts = (worker["incarnation"], worker["name"], worker["host"], worker["pool"]["id"], *worker["queues"])
     if not all(type(text) is str and 0 < len(text) <= MAX_NAME for text in texts):
         raise BadArguments(f"names of workers, hosts, pools and queues have 1 to {MAX_NAME} characters")

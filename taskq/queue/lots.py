@@ -11,7 +11,7 @@ from itertools import groupby, repeat
 from operator import itemgetter
 from typing import Any
 
-from taskq.queue.task import NewTask, Terms, as_new_task
+from taskq.queue.terms import NewTask, Terms, as_new_task
 
 _terms = itemgetter(0)
 

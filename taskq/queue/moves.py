@@ -16,7 +16,7 @@ from taskq.queue.leases import Leases, Moment, Worker
 from taskq.queue.lifecycle import Event, next_state
 from taskq.queue.places import Places
 from taskq.queue.task import FINAL, PENDING, RUNNING, Task
-from taskq.service import Report
+from taskq.shapes import Report
 from taskq.stores.base import ResultEnd
 
 RUNS_PER_EPOCH = 2**40

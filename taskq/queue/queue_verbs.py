@@ -8,8 +8,9 @@ from taskq.errors import BadArguments, QueueNotFound, TaskNotFound
 from taskq.queue.core import PURGE_STEP, QueueCore
 from taskq.queue.explain import Cause, explain, explain_final
 from taskq.queue.limits import MAX_NUMBER, check_number, check_text
-from taskq.queue.task import FINAL, PENDING, SCHEDULED, Task, from_row
-from taskq.service import Explained, PurgedQueue, QueueInfo
+from taskq.queue.task import FINAL, PENDING, SCHEDULED, Task
+from taskq.queue.task_row import from_row
+from taskq.shapes import Explained, PurgedQueue, QueueInfo
 from taskq.stores.base import QueueRow
 
 PURGE_TIME = 1.0

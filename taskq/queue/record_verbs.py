@@ -16,8 +16,10 @@ from taskq.queue.admission import may_begin_anew
 from taskq.queue.core import QueueCore
 from taskq.queue.history import attempts
 from taskq.queue.limits import check_number
-from taskq.queue.task import FAILED, State, TaskRow, slim, state_named
-from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Found
+from taskq.queue.task import FAILED, State, state_named
+from taskq.queue.task_row import TaskRow, slim
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES
+from taskq.shapes import Found
 
 PIECES = 20
 """Reads of the store in one call of `find`: so that a search in a large store takes many short calls."""

@@ -33,9 +33,11 @@ from taskq.queue.ready import Ready, Shelf
 from taskq.queue.retry import MAX_DEATHS, death_delay, retry_delay
 from taskq.queue.stopping import Stopping
 from taskq.queue.suspects import verdict
-from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, Task, TaskError, TaskRow, from_row
+from taskq.queue.task import FINAL, PENDING, RUNNING, SCHEDULED, State, Task, TaskError
+from taskq.queue.task_row import TaskRow, from_row
+from taskq.queue.terms import NewTask
 from taskq.queue.uniqueness import Uniqueness, repetitions
-from taskq.service import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Evidence, Report, WorkerInfo
+from taskq.shapes import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE, Evidence, Report, WorkerInfo
 from taskq.stores.base import KeyRow, UniqueRow
 
 DUE_STEP = 5_000
@@ -200,12 +202,12 @@ class QueueState(Moves):
     def reserve(
         self, worker: Worker, slots: int, extra: int, fast: Sequence[str], waiting: int, now: Moment
     ) -> tuple[list[Task], Changes]:
-        """Hand out up to ``slots`` tasks, and up to ``extra`` more of the ``fast`` types.
+        """Hand out up to ``slots`` tasks, and up to ``extra`` more of the ``fast`` types. After `follow_wall_clock`.
 
         ``waiting``: how many other workers wait; a short backlog is shared out evenly among them all. Of a queue with a
         limit nothing is handed out ahead: what waits at a worker counts as running.
         """
-        changes, places = self.follow_wall_clock(now), self.places  # first: what is handed out begins by the new time
+        changes, places = Changes(), self.places
         if not worker.may_reserve(now.mono, self.leases.heartbeat):
             return [], changes
         if places.suspects.shelves and slots and not worker.running and places.kept_back is None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from taskq.logs import event
 from taskq.queue.leases import Worker
 from taskq.queue.task import CANCELLED, COMPLETED, FAILED, PENDING, RUNNING, SCHEDULED, Task
-from taskq.service import Report
+from taskq.shapes import Report
 
 log = logging.getLogger("taskq.queue")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskq.config import QueueSettings
-from taskq.queue.task import Terms
+from taskq.queue.terms import Terms
 
 
 def timeout_of(terms: Terms, settings: QueueSettings) -> float | None:

@@ -13,7 +13,8 @@ from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 
 from taskq.errors import NotUnique
-from taskq.queue.task import NewTask, Task, Terms
+from taskq.queue.task import Task
+from taskq.queue.terms import NewTask, Terms
 from taskq.stores.base import KEEP_CALLS, UniqueRow
 
 

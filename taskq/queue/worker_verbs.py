@@ -12,15 +12,13 @@ from taskq.errors import StaleRun, StoreDamaged
 from taskq.queue import task_log
 from taskq.queue.changes import Changes
 from taskq.queue.core import QueueCore
-from taskq.queue.leases import Worker
+from taskq.queue.leases import Moment, Worker
 from taskq.queue.limits import check_number, check_reports, check_seconds, check_worker, fitting_evidence
 from taskq.queue.task import Task
 from taskq.queue.timeouts import timeout_of
-from taskq.service import (
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT
+from taskq.shapes import (
     GIVE_BACK,
-    MAX_BATCH,
-    MAX_BATCH_BYTES,
-    MAX_WAIT,
     Attached,
     BeatReply,
     ChildInfo,
@@ -154,8 +152,7 @@ class WorkerVerbs(QueueCore):
                         self._waiting.hand_on(called)
                     return Reserved((), True)
                 now = self._now()
-                if self._state.places.expiry.first() <= now.wall:
-                    self._finish(self._state.expire(now), durable=False)
+                self._keep_dates(now)
                 rivals = self._waiting.rivals(self._state.open_to(worker))
                 tasks, changes = self._state.reserve(worker, slots, extra, fast, rivals, now)
                 if called is not None and not self._may_reserve(called):  # or it took a suspect
@@ -176,6 +173,14 @@ class WorkerVerbs(QueueCore):
         if fitting < len(whole):
             self._take_back(incarnation, session, whole[fitting:])
         return Reserved(whole[:fitting], False)
+
+    def _keep_dates(self, now: Moment) -> None:
+        """What comes before a hand-out: tasks begin by the clock as it is now, and none whose time is over."""
+        changes = self._state.follow_wall_clock(now)
+        if self._state.places.expiry.first() <= now.wall:
+            changes.add(self._state.expire(now))
+        if changes.written:
+            self._finish(changes, durable=False)
 
     def _take_back(self, incarnation: str, session: int, handouts: Sequence[Handout]) -> None:
         """Tasks that were taken for a worker, but are too large to travel with those before them."""

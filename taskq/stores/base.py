@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from taskq.queue.task import State, TaskChange, TaskRow
+from taskq.queue.task import State
+from taskq.queue.task_row import TaskChange, TaskRow
 
 INLINE_PAYLOAD = 64
 """Bytes: payloads up to this size are loaded with their task at start; larger ones rest until it is handed out."""
@@ -82,7 +83,7 @@ class WorkerRow(NamedTuple):
 
 
 class TypeRow(NamedTuple):
-    """A task type as workers announced it. ``info``: JSON text (see ``taskq.service.TypeInfo``)."""
+    """A task type as workers announced it. ``info``: JSON text (see ``taskq.shapes.TypeInfo``)."""
 
     name: str
     info: str

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from taskq.errors import StoreDamaged
-from taskq.queue.task import State, TaskRow
+from taskq.queue.task import State
+from taskq.queue.task_row import TaskRow
 from taskq.stores import rows, schema
 from taskq.stores.base import Opened, QueueRow, Take, TypeRow, WorkerRow
 from taskq.stores.rows import RECOVER, Head, unsealed

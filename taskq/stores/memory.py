@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from taskq.errors import ConfigError, StoreFailed, StoreLocked
-from taskq.queue.task import FINAL, State, TaskRow
+from taskq.queue.task import FINAL, State
+from taskq.queue.task_row import TaskRow
 from taskq.stores.base import (
     INLINE_PAYLOAD,
     KEEP_ATTEMPTS,

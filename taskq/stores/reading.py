@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from taskq.queue.task import State, TaskRow
+from taskq.queue.task import State
+from taskq.queue.task_row import TaskRow
 from taskq.stores import rows, schema
 from taskq.stores.base import AttemptRow, CallRow, KeyRow, UniqueRow
 from taskq.stores.rows import unsealed

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from taskq.errors import StoreDamaged
-from taskq.queue.task import PENDING, TaskChange, TaskRow
+from taskq.queue.task import PENDING
+from taskq.queue.task_row import TaskChange, TaskRow
 from taskq.stores.base import INLINE_PAYLOAD, UniqueRow
 from taskq.stores.schema import CHANGES_ALIKE, INLINE, PAYLOAD_AT, PLAIN_ALIKE, RUN
 from taskq.stores.sums import FORMAT, PAYLOAD, RESULT, STATE, TASK, blob_sum, is_whole, seal, sealed

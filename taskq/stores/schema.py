@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from taskq.errors import ConfigError
-from taskq.queue.task import TaskChange, TaskRow
+from taskq.queue.task_row import TaskChange, TaskRow
 from taskq.stores.base import KEEP_ATTEMPTS, AttemptRow
 
 APPLICATION_ID = 0x7461736B

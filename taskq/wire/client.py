@@ -16,8 +16,8 @@ from taskq.config import Join
 from taskq.errors import Busy, FrameTooLarge, Malformed, ManagerUnavailable, from_wire
 from taskq.pauses import Pauses
 from taskq.queue.lots import lots
-from taskq.queue.task import NewTask
-from taskq.service import (
+from taskq.queue.terms import NewTask
+from taskq.shapes import (
     Attached,
     BackedUp,
     BeatReply,

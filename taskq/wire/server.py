@@ -25,7 +25,7 @@ from taskq.config import ADMIN, ROLES, Address
 from taskq.errors import ConfigError, FrameTooLarge, Malformed, PermissionDenied, TaskqError, to_wire
 from taskq.logs import event
 from taskq.queue.lots import tasks
-from taskq.queue.task import NewTask
+from taskq.queue.terms import NewTask
 from taskq.roles import RoleKey, accepted, allows, denied
 from taskq.service import MAX_BATCH, VERBS, QueueService
 from taskq.wire import arguments, codec

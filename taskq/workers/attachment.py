@@ -32,7 +32,8 @@ from taskq.errors import (
     StoreFailed,
     TaskqError,
 )
-from taskq.service import ACK, NACK, PROGRESS, Connection, Handout, Report, WorkerInfo
+from taskq.service import Connection
+from taskq.shapes import ACK, NACK, PROGRESS, Handout, Report, WorkerInfo
 from taskq.workers import failures
 
 _SESSION_OVER = (ManagerUnavailable, AuthenticationFailed, ProtocolMismatch, StaleRun, OutcomeUnknown, StoreFailed)

@@ -11,7 +11,8 @@ import queue
 from collections.abc import Iterator, Sequence, Sized
 from typing import NamedTuple
 
-from taskq.service import MAX_BATCH, Handout
+from taskq.service import MAX_BATCH
+from taskq.shapes import Handout
 from taskq.threads import simple_queue
 
 FAST_SECONDS = 0.0005

@@ -21,7 +21,7 @@ import psutil
 
 from taskq.config import Join, PoolSettings
 from taskq.errors import TaskqError
-from taskq.service import ChildInfo, Evidence, PoolInfo, Report
+from taskq.shapes import ChildInfo, Evidence, PoolInfo, Report
 from taskq.workers import control
 from taskq.workers.overtime import Overtime
 from taskq.workers.slots import Running, SlotTable

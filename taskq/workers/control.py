@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from taskq.config import Join
 from taskq.errors import TaskqError, from_wire, to_wire
-from taskq.service import PoolInfo
+from taskq.shapes import PoolInfo
 
 DRAIN = "drain"
 CANCEL = "cancel"

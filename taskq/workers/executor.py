@@ -17,7 +17,8 @@ from taskq import logs
 from taskq.errors import BadArguments, NotEncodable, Permanent, Retry, Snooze, TaskCancelled, TaskTimeout
 from taskq.queue.retry import is_listed
 from taskq.registry import CURRENT, STOPPING, TaskContext, TaskType
-from taskq.service import ACK, MAX_RESULT, NACK, SNOOZE, Handout, Report
+from taskq.service import MAX_RESULT
+from taskq.shapes import ACK, NACK, SNOOZE, Handout, Report
 from taskq.wire.codec import decode_arguments, encode
 from taskq.workers import control, failures
 from taskq.workers.failures import NO_RETRY

@@ -19,7 +19,8 @@ from taskq.clock import Clock
 from taskq.config import Join
 from taskq.errors import AuthenticationFailed, BadArguments, Malformed, ManagerUnavailable, StaleRun, TaskqError
 from taskq.pauses import Pauses
-from taskq.service import ChildInfo, Connection, Evidence, PoolInfo, Report
+from taskq.service import Connection
+from taskq.shapes import ChildInfo, Evidence, PoolInfo, Report
 
 LOOK = 2.0
 """Seconds between two questions whether the manager is there. Each wakes a thread here twice, for the question and for

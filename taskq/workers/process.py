@@ -19,7 +19,7 @@ from taskq.clock import SystemClock
 from taskq.config import Join
 from taskq.errors import AuthenticationFailed, ProtocolMismatch, TaskqError
 from taskq.pauses import Pauses
-from taskq.service import WorkerInfo
+from taskq.shapes import WorkerInfo
 from taskq.wire.client import RemoteQueue
 from taskq.workers import control
 from taskq.workers.attachment import Attachment, ReportedDead

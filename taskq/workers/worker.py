@@ -46,7 +46,8 @@ from taskq.clock import Clock
 from taskq.errors import ShuttingDown, TaskqError
 from taskq.pauses import Pauses
 from taskq.registry import STOPPING
-from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT, NACK, PROGRESS, Handout
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT
+from taskq.shapes import ACK, GIVE_BACK, NACK, PROGRESS, Handout
 from taskq.threads import Thread, event, new_thread, simple_queue
 from taskq.workers.attachment import Attachment, Outcome, ReportedDead
 from taskq.workers.backlog import Backlog

@@ -37,7 +37,8 @@ from taskq.clock import Clock, SystemClock
 from taskq.config import Join, PoolSettings
 from taskq.errors import TaskqError
 from taskq.layout import counted
-from taskq.service import NACK, ChildInfo, Connection, Evidence, PoolInfo
+from taskq.service import Connection
+from taskq.shapes import NACK, ChildInfo, Evidence, PoolInfo
 from taskq.wire.client import RemoteQueue
 from taskq.workers import failures
 from taskq.workers.child import Child, how

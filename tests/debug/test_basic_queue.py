@@ -22,8 +22,10 @@ from taskq.errors import (
     TaskNotFound,
 )
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import State, TaskRow, new_task
-from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE, Handout, TypeInfo
+from taskq.queue.task import State
+from taskq.queue.task_row import TaskRow
+from taskq.queue.terms import new_task
+from taskq.shapes import ACK, GIVE_BACK, NACK, SNOOZE, Handout, TypeInfo
 from taskq.stores.base import KEEP_CALLS, Store
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore

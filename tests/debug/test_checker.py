@@ -15,8 +15,10 @@ from observed import RUNS_PER_EPOCH as EPOCH
 from taskq.clock import FakeClock
 from taskq.config import QueueSettings
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import State, TaskRow, Terms, new_task, to_row
+from taskq.queue.task import State
 from taskq.queue.task import Task as Record
+from taskq.queue.task_row import TaskRow, to_row
+from taskq.queue.terms import Terms, new_task
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
 

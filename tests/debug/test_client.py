@@ -23,10 +23,11 @@ from taskq.builtin_tasks import compute, fail, http_request, sleep
 from taskq.client import Client
 from taskq.config import Address, Join
 from taskq.pipeline import batches
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.registry import current_task, named, task
 from taskq.results import RemoteTraceback, TaskHandle
-from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, Submitted, TypeInfo
+from taskq.service import MAX_BATCH, MAX_BATCH_BYTES
+from taskq.shapes import Submitted, TypeInfo
 from taskq.wire.client import RemoteQueue
 
 

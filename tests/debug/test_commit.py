@@ -18,9 +18,10 @@ from taskq.config import QueueSettings
 from taskq.errors import KeyConflict, OutcomeUnknown, ShuttingDown, StorageFull, StoreFailed
 from taskq.queue.housekeeper import OVERSLEPT, ROUND, Housekeeper
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import Task, TaskRow
+from taskq.queue.task import Task
+from taskq.queue.task_row import TaskRow
 from taskq.queue.waiting import Seat
-from taskq.service import ACK, NACK, SNOOZE, Outcome
+from taskq.shapes import ACK, NACK, SNOOZE, Outcome
 from taskq.stores.base import Batch, KeyRow
 from taskq.stores.memory import MemoryStore
 
@@ -73,7 +74,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def item(kind: str = "x", **options: Any) -> Any:
-    from taskq.queue.task import new_task
+    from taskq.queue.terms import new_task
 
     return new_task(kind, b"p", **options)
 

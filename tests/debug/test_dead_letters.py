@@ -10,7 +10,7 @@ from test_basic_queue import ERROR, Desk
 
 from taskq.errors import BadArguments, QueueFull, TaskNotFound
 from taskq.queue.history import MAX_TEXT, OUTCOMES
-from taskq.service import ACK, NACK, SNOOZE
+from taskq.shapes import ACK, NACK, SNOOZE
 from taskq.stores.base import KEEP_ATTEMPTS, Store
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore

@@ -19,7 +19,8 @@ from taskq import logs
 from taskq.clock import SystemClock
 from taskq.errors import BadArguments, Permanent, Retry, Snooze, TaskCancelled, TaskTimeout
 from taskq.registry import STOPPING, TaskType, current_task
-from taskq.service import ACK, MAX_RESULT, NACK, SNOOZE, Handout, Report
+from taskq.service import MAX_RESULT
+from taskq.shapes import ACK, NACK, SNOOZE, Handout, Report
 from taskq.wire.codec import decode, encode_arguments
 from taskq.workers import executor as executor_module
 from taskq.workers import failures

@@ -19,9 +19,11 @@ from taskq.queue.limits import checked
 from taskq.queue.places import HOLD
 from taskq.queue.ready import SPARE
 from taskq.queue.state import DUE_STEP, QueueState
-from taskq.queue.task import NewTask, State, Task, TaskRow, Terms, new_task, to_row
+from taskq.queue.task import State, Task
 from taskq.queue.task_log import transitions
-from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
+from taskq.queue.task_row import TaskRow, to_row
+from taskq.queue.terms import NewTask, Terms, new_task
+from taskq.shapes import ACK, GIVE_BACK, NACK, SNOOZE
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore
 

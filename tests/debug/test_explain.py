@@ -14,8 +14,10 @@ from taskq.queue.explain import explain
 from taskq.queue.job_queue import JobQueue
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
-from taskq.queue.task import NewTask, new_task, to_row
-from taskq.service import ACK, NACK, SNOOZE, STRICT
+from taskq.queue.task_row import to_row
+from taskq.queue.terms import NewTask, new_task
+from taskq.service import STRICT
+from taskq.shapes import ACK, NACK, SNOOZE
 from taskq.stores.base import QueueRow
 from taskq.stores.memory import MemoryStore
 

@@ -24,8 +24,8 @@ LAYERS = (
     ("turns",),
     ("config", "logs"),
     ("keys",),
-    ("where", "queue.retry", "queue.meters", "queue.task", "queue.lifecycle"),
-    ("service", "roles", "signature", "stores.base", "pauses"),
+    ("where", "queue.retry", "queue.meters", "queue.terms", "queue.task", "queue.task_row", "queue.lifecycle"),
+    ("shapes", "service", "roles", "signature", "stores.base", "pauses"),
     ("registry", "options", "unique", "queue.*", "addresses", "selecting", "queues"),
     ("queue.job_queue", "stores.*", "wire.*"),
     (
@@ -66,7 +66,8 @@ ONLY_IN = {
 }
 
 PURE = (
-    *("queue.task", "queue.lifecycle", "queue.retry", "queue.ready", "queue.schedule", "queue.state", "queue.leases"),
+    *("queue.lifecycle", "queue.retry", "queue.ready", "queue.schedule", "queue.state", "queue.leases"),
+    *("queue.terms", "queue.task", "queue.task_row"),
     *(
         "queue.admission",
         "queue.ageing",

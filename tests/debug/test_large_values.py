@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from taskq.queue.task import new_task
-from taskq.service import ACK, MAX_BATCH_BYTES, NACK, Handout
+from taskq.queue.terms import new_task
+from taskq.service import MAX_BATCH_BYTES
+from taskq.shapes import ACK, NACK, Handout
 from taskq.wire.client import RemoteQueue
 
 LARGE = 900_000

@@ -8,8 +8,9 @@ import pytest
 
 from taskq.errors import BadArguments, PayloadTooLarge
 from taskq.queue.limits import check_reports, check_seconds, check_worker, checked, fitting_evidence
-from taskq.queue.task import NewTask, Terms, new_task
-from taskq.service import ACK, GIVE_BACK, MAX_BATCH, MAX_RESULT, NACK, PROGRESS, SNOOZE
+from taskq.queue.terms import NewTask, Terms, new_task
+from taskq.service import MAX_BATCH, MAX_RESULT
+from taskq.shapes import ACK, GIVE_BACK, NACK, PROGRESS, SNOOZE
 from taskq.wire.arguments import check
 
 GOOD = new_task("x", b"p")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskq.queue.lots import lots, tasks
-from taskq.queue.task import NewTask, Terms, new_task
+from taskq.queue.terms import NewTask, Terms, new_task
 from taskq.wire import codec
 
 ITEMS = st.builds(

@@ -17,7 +17,9 @@ from taskq import monitor, records, views
 from taskq.clock import FakeClock, SystemClock
 from taskq.errors import ManagerUnavailable, TaskqError
 from taskq.layout import Column, table
-from taskq.queue.task import NewTask, State, TaskRow, Terms, describe
+from taskq.queue.task import State
+from taskq.queue.task_row import TaskRow, describe
+from taskq.queue.terms import NewTask, Terms
 from taskq.wire import codec
 
 SNAPSHOT: dict[str, Any] = {

@@ -14,8 +14,9 @@ from taskq.queue.job_queue import JobQueue
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.ready import AGING
 from taskq.queue.state import QueueState
-from taskq.queue.task import NewTask, new_task
-from taskq.service import ACK, FAIR, STRICT
+from taskq.queue.terms import NewTask, new_task
+from taskq.service import FAIR, STRICT
+from taskq.shapes import ACK
 from taskq.stores.base import QueueRow
 from taskq.stores.memory import MemoryStore
 

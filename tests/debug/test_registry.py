@@ -15,9 +15,9 @@ import pytest
 from taskq import registry
 from taskq.errors import BadArguments, ConfigError
 from taskq.options import Options
-from taskq.queue.task import Terms
+from taskq.queue.terms import Terms
 from taskq.registry import TaskContext, TaskType, current_task, load, lookup, named, task
-from taskq.service import TypeInfo
+from taskq.shapes import TypeInfo
 from taskq.signature import Signature
 from taskq.unique import Unique
 

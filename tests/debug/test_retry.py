@@ -17,9 +17,11 @@ from taskq.errors import BadArguments, ConfigError
 from taskq.options import Options
 from taskq.queue.leases import Moment
 from taskq.queue.state import QueueState
-from taskq.queue.task import State, Terms, describe, from_row, new_task, to_row
+from taskq.queue.task import State
+from taskq.queue.task_row import describe, from_row, to_row
+from taskq.queue.terms import Terms, new_task
 from taskq.registry import TaskType, named
-from taskq.service import NACK, Types
+from taskq.shapes import NACK, Types
 
 START = Moment(100.0, 5_000.0)
 POOL = {"id": "pool", "name": "pool", "host": "h", "pid": 1, "local": None}

@@ -14,7 +14,7 @@ from cluster import wait_until
 from wire_service import KEY, Answers, authenticated, join_of, sealed, serving
 
 from taskq.errors import Busy, TaskqError
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.wire import room
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import pack, unpack

@@ -20,8 +20,10 @@ from taskq.queue.moves import RUNS_PER_EPOCH
 from taskq.queue.places import HOLD
 from taskq.queue.ready import AGING
 from taskq.queue.state import QueueState
-from taskq.queue.task import FINAL, NewTask, State, TaskRow, new_task, to_row
-from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
+from taskq.queue.task import FINAL, State
+from taskq.queue.task_row import TaskRow, to_row
+from taskq.queue.terms import NewTask, new_task
+from taskq.shapes import ACK, GIVE_BACK, NACK, SNOOZE
 from taskq.stores.base import KeyRow, QueueRow, UniqueRow
 
 LEASE = 30.0

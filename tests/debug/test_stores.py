@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskq.errors import StoreFailed, StoreLocked
-from taskq.queue.task import FINAL, State, TaskChange, TaskRow
+from taskq.queue.task import FINAL, State
+from taskq.queue.task_row import TaskChange, TaskRow
 from taskq.stores.base import (
     KEEP_ATTEMPTS,
     KEEP_CALLS,

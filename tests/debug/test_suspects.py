@@ -8,8 +8,10 @@ from test_state import ERROR, START, after, join, new_state, put, restarted, tak
 from taskq.queue.check import check
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.state import QueueState
-from taskq.queue.task import RUNNING, State, Task, new_task, to_row
-from taskq.service import ACK, NACK
+from taskq.queue.task import RUNNING, State, Task
+from taskq.queue.task_row import to_row
+from taskq.queue.terms import new_task
+from taskq.shapes import ACK, NACK
 
 
 def die(state: QueueState, worker: Worker, now: Moment) -> None:

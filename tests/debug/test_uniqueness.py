@@ -15,8 +15,9 @@ from taskq.queue.check import check
 from taskq.queue.leases import Moment, Worker
 from taskq.queue.limits import MAX_WITHIN, checked
 from taskq.queue.state import QueueState
-from taskq.queue.task import NewTask, new_task, to_row
-from taskq.service import ACK
+from taskq.queue.task_row import to_row
+from taskq.queue.terms import NewTask, new_task
+from taskq.shapes import ACK
 from taskq.stores.base import UniqueRow
 from taskq.unique import Unique
 from taskq.wire.codec import encode

@@ -12,7 +12,7 @@ from taskq.clock import FakeClock
 from taskq.config import QueueSettings
 from taskq.errors import BadArguments
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.selecting import matching
 from taskq.stores.base import Store
 from taskq.stores.memory import MemoryStore

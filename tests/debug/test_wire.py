@@ -38,9 +38,10 @@ from taskq.errors import (
     TaskqError,
     from_wire,
 )
-from taskq.queue.task import NewTask, new_task
+from taskq.queue.terms import NewTask, new_task
 from taskq.roles import RoleKey
-from taskq.service import PROTOCOL, VERBS, Finished, Outcome, Reserved, Submitted
+from taskq.service import PROTOCOL, VERBS
+from taskq.shapes import Finished, Outcome, Reserved, Submitted
 from taskq.wire import client as wire_client
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import pack, unpack

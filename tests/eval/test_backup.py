@@ -13,7 +13,7 @@ import pytest
 from cluster import Cluster
 
 from taskq.errors import ConfigError
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.stores.sqlite import SqliteStore
 
 PAYLOAD = b"\xc4" + bytes(200)

@@ -19,7 +19,8 @@ from taskq import errors
 from taskq.builtin_tasks import compute, sleep
 from taskq.client import Client
 from taskq.results import TaskHandle
-from taskq.service import MAX_BATCH, Finished
+from taskq.service import MAX_BATCH
+from taskq.shapes import Finished
 from taskq.stores.memory import MemoryStore
 from taskq.wire.client import RemoteQueue
 

@@ -25,8 +25,8 @@ from taskq.clock import FakeClock
 from taskq.config import QueueSettings
 from taskq.queue.ageing import PACE
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import new_task
-from taskq.service import ACK, NACK, Submitted
+from taskq.queue.terms import new_task
+from taskq.shapes import ACK, NACK, SNOOZE, Submitted
 from taskq.stores.memory import MemoryStore
 
 HOUR, YEAR = 3600.0, 366 * 86400.0
@@ -156,6 +156,12 @@ class Desk:
         """Submit a task; with the same number it is the same call."""
         return self.queue.submit(1, seq, [new_task("t", b"", jitter=False)])
 
+    def record(self, id: int) -> dict[str, Any]:
+        """What the manager says of a task."""
+        [record] = self.queue.get([id])
+        assert record is not None
+        return record
+
     def state(self) -> str:
         """What the task is now."""
         return str(self.queue.wait([1], 0)[0].state)
@@ -193,6 +199,24 @@ def test_an_attempt_that_fails_just_after_a_jump_is_followed_in_time(jump: float
     desk.clock.advance(0.2)
     desk.queue.tick()
     assert desk.state() == "pending"
+
+
+@pytest.mark.parametrize("jump", [-YEAR, YEAR])
+def test_a_hand_out_just_after_a_jump_begins_by_the_new_time(jump: float) -> None:
+    """And a pause that the jump has moved is written, although a hand-out was the first to see it."""
+    desk = Desk()
+    desk.queue.report("i", desk.session, [(SNOOZE, desk.task.id, desk.task.run, 60.0)])
+    [other] = desk.submit(2).ids
+    before = desk.record(1)["due_at"]
+    desk.clock.jump(jump)
+    [handed] = desk.queue.reserve("i", desk.session, 1, 0, (), 0.0).tasks
+    assert handed.id == other
+    desk.clock.advance(1.0)
+    desk.queue.tick()
+    assert desk.record(other)["started_at"] == desk.clock.wall() - 1.0
+    assert desk.record(1)["due_at"] == before + jump
+    desk.restart()
+    assert desk.record(1)["due_at"] == before + jump
 
 
 def test_a_clock_that_was_wrong_for_a_while_deletes_nothing() -> None:

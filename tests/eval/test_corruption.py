@@ -18,7 +18,8 @@ import pytest
 from cluster import Cluster
 
 from taskq.errors import StoreDamaged, TaskqError
-from taskq.queue.task import State, TaskChange, TaskRow
+from taskq.queue.task import State
+from taskq.queue.task_row import TaskChange, TaskRow
 from taskq.stores import pages
 from taskq.stores.base import AttemptRow, Batch, CallRow, KeyRow, QueueRow, TypeRow, UniqueRow
 from taskq.stores.recovery import recover

@@ -21,8 +21,9 @@ from systrace import Call, calls, obstacle, strace
 from traces import MODULE, traces, write_module
 
 from taskq.errors import ManagerUnavailable, OutcomeUnknown, ShuttingDown, StorageFull
-from taskq.queue.task import NewTask, State, new_task
-from taskq.service import ACK, Submitted, WorkerInfo
+from taskq.queue.task import State
+from taskq.queue.terms import NewTask, new_task
+from taskq.shapes import ACK, Submitted, WorkerInfo
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
 

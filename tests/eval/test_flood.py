@@ -16,7 +16,7 @@ from wire_service import authenticated
 
 from taskq import Client
 from taskq.config import Join
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import pack
 from taskq.wire.frames import HEADER, MAX_FRAME, Channel

@@ -20,7 +20,7 @@ import pytest
 
 from taskq.config import ADMIN
 from taskq.queue.lots import lots, tasks
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.roles import accepted, key_of
 from taskq.service import MAX_BATCH, PROTOCOL, VERBS
 from taskq.wire.codec import pack, unpack

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from cluster import Cluster, wait_until
 
-from taskq.queue.task import NewTask, new_task
+from taskq.queue.terms import NewTask, new_task
 from taskq.wire.codec import encode_arguments
 
 GROWTH = 10 * 2**20

@@ -18,8 +18,8 @@ from taskq.clock import SystemClock
 from taskq.config import QueueSettings
 from taskq.queue.client_verbs import ClientVerbs
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import new_task
-from taskq.service import ACK, GIVE_BACK
+from taskq.queue.terms import new_task
+from taskq.shapes import ACK, GIVE_BACK
 from taskq.stores.base import Store
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore

@@ -23,7 +23,7 @@ from traces import MODULE, Trace, traces, write_module
 from taskq import Client
 from taskq.config import Join, write_private
 from taskq.errors import ManagerUnavailable
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import decode, encode_arguments
 

@@ -20,7 +20,7 @@ from taskq.clock import SystemClock
 from taskq.config import QueueSettings
 from taskq.errors import ManagerUnavailable
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.stores.sqlite import SqliteStore
 
 

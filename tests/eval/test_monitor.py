@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from cluster import Cluster, wait_until
 
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.wire import codec
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -29,7 +29,8 @@ from traces import MODULE, write_module
 
 from taskq.config import Join
 from taskq.errors import TaskqError
-from taskq.queue.task import State, new_task
+from taskq.queue.task import State
+from taskq.queue.terms import new_task
 from taskq.wire.client import CALL_TIMEOUT, RemoteQueue
 from taskq.wire.codec import encode_arguments
 
@@ -144,6 +145,16 @@ def join(cluster: Cluster, line: Line) -> Process:
     return pool
 
 
+def lay(cluster: Cluster, seed: int) -> list[Line]:
+    """Four cables to the manager: two for pools, two for submitters."""
+    lines = []
+    for number in range(4):
+        cable = Cable(cluster.join.addresses[0], seed + number)
+        way = dataclasses.replace(cluster.join, addresses=(cable.address,))
+        lines.append(Line(cable, way, random.Random(seed * 1_000 + number)))
+    return lines
+
+
 def run(cluster: Cluster, seed: int, cuts: int, tasks: int) -> dict[str, object]:
     """Load, faults, and the end of both; gives figures, ``violations`` among them."""
     nemesis = HistoryList("nemesis")
@@ -151,11 +162,7 @@ def run(cluster: Cluster, seed: int, cuts: int, tasks: int) -> dict[str, object]
     manager = cluster.manager("--tasks", MODULE, "--lease", f"{LEASE}s", workers=0)
     found = psutil.Process(manager.pid)
     base = found.num_fds(), found.num_threads()
-    lines = []
-    for number in range(4):
-        cable = Cable(cluster.join.addresses[0], seed + number)
-        way = dataclasses.replace(cluster.join, addresses=(cable.address,))
-        lines.append(Line(cable, way, random.Random(seed * 1_000 + number)))
+    lines = lay(cluster, seed)
     pools = [join(cluster, line) for line in lines[:2]]
     queues = [RemoteQueue(lines[2 + part % 2].way, connect_timeout=2.0) for part in range(SUBMITTERS)]
     histories = [HistoryFile(cluster.folder, f"submitter{part}") for part in range(SUBMITTERS)]
@@ -191,23 +198,32 @@ def run(cluster: Cluster, seed: int, cuts: int, tasks: int) -> dict[str, object]
             thread.join(60)
     wait_until(lambda: found.num_fds() <= base[0] and found.num_threads() <= base[1] + 1, 60.0, f"no more than {base}")
     manager.stop()
-    note_deaths(cluster, nemesis)
-    seen = observe([*read_history(cluster.folder), *nemesis.records])
-    stored = read_sqlite(cluster.state / "store.sqlite")
     lasted = [seconds for plan in plans for _, seconds in plan]
+    struck = {kind: sum(line.cable.struck[kind] for line in lines) for kind in KINDS}
+    known = {"seed": seed, "struck": struck, "back": took, "wrong": wrong}
+    return {**known, **lengths(lasted), **judge(cluster, nemesis)}
+
+
+def lengths(lasted: list[float]) -> dict[str, object]:
+    """Figures of cuts that lasted so many seconds each."""
     return {
-        "seed": seed,
         "cuts": len(lasted),
         "seconds": f"{min(lasted):.1f} to {max(lasted):.1f}",
         "longer than the lease": sum(seconds > LEASE for seconds in lasted),
-        "struck": {kind: sum(line.cable.struck[kind] for line in lines) for kind in KINDS},
+    }
+
+
+def judge(cluster: Cluster, nemesis: HistoryList) -> dict[str, object]:
+    """Figures of what the store and the histories say, ``violations`` among them."""
+    note_deaths(cluster, nemesis)
+    seen = observe([*read_history(cluster.folder), *nemesis.records])
+    stored = read_sqlite(cluster.state / "store.sqlite")
+    return {
         "acknowledged": len({id for one in seen.acknowledged("submit") for id in one.reply["ids"]}),
         "completed": sum(row.state == State.COMPLETED for row in stored.tasks.values()),
         "unanswered": sum(one.outcome == "unknown" for one in seen.tries),
         "run again": sum(len(runs) > 1 for runs in seen.runs.values()),
         "deaths": sum(row.deaths for row in stored.tasks.values()),
-        "back": took,
-        "wrong": wrong,
         "violations": check(seen, stored, limit=LIMIT),
     }
 

@@ -22,7 +22,8 @@ from taskq.clock import FakeClock
 from taskq.pipeline import AHEAD, Pipeline
 from taskq.registry import named
 from taskq.results import TaskHandle
-from taskq.service import MAX_BATCH, Submitted
+from taskq.service import MAX_BATCH
+from taskq.shapes import Submitted
 from taskq.wire.client import RemoteQueue
 
 

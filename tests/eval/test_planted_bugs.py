@@ -26,8 +26,9 @@ from taskq.queue.leases import Leases, Moment
 from taskq.queue.ready import Lane
 from taskq.queue.schedule import Schedule
 from taskq.queue.state import QueueState
-from taskq.queue.task import FINAL, RUNNING, State, TaskRow
-from taskq.service import ACK, GIVE_BACK, Submitted
+from taskq.queue.task import FINAL, RUNNING, State
+from taskq.queue.task_row import TaskRow
+from taskq.shapes import ACK, GIVE_BACK, Submitted
 from taskq.stores import cleaning
 from taskq.stores.base import Opened
 from taskq.stores.sqlite import SqliteStore

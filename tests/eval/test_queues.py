@@ -21,7 +21,7 @@ from taskq.clock import FakeClock
 from taskq.config import QueueSettings
 from taskq.errors import QueueNotFound, TaskNotFound
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.stores.sqlite import SqliteStore
 from taskq.wire.codec import encode_arguments
 

@@ -18,7 +18,7 @@ import pytest
 from cluster import Cluster, Process, wait_until
 
 from taskq.errors import TaskqError
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.wire.client import RemoteQueue
 
 MIB = 2**20

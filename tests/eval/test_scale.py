@@ -13,7 +13,8 @@ import pytest
 from cluster import Cluster
 from yardstick import least
 
-from taskq.queue.task import PENDING, TaskRow
+from taskq.queue.task import PENDING
+from taskq.queue.task_row import TaskRow
 from taskq.stores.base import Batch
 from taskq.stores.sqlite import SqliteStore
 from taskq.wire.codec import encode_arguments

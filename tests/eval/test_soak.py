@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster
 
 from taskq.queue.idempotency import KEPT
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode_arguments
 

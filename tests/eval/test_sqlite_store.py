@@ -17,7 +17,8 @@ import pytest
 from small_disks import fill, mounted
 
 from taskq.errors import ConfigError, StoreDamaged, StoreFailed, StoreLocked
-from taskq.queue.task import FINAL, State, TaskRow
+from taskq.queue.task import FINAL, State
+from taskq.queue.task_row import TaskRow
 from taskq.stores import cleaning, schema, upgrades
 from taskq.stores.base import Batch
 from taskq.stores.sqlite import SqliteStore
@@ -28,7 +29,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from taskq.errors import StoreFailed
-from taskq.queue.task import TaskRow
+from taskq.queue.task_row import TaskRow
 from taskq.stores.base import Batch
 from taskq.stores.sqlite import SqliteStore
 

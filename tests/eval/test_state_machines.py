@@ -38,8 +38,10 @@ from taskq.queue.job_queue import JobQueue
 from taskq.queue.lifecycle import TRANSITIONS, Event
 from taskq.queue.ready import AGING
 from taskq.queue.retry import MAX_DEATHS, death_delay
-from taskq.queue.task import CANCELLED, FAILED, FINAL, PENDING, RUNNING, SCHEDULED, NewTask, State, TaskRow, new_task
-from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE, Handout
+from taskq.queue.task import CANCELLED, FAILED, FINAL, PENDING, RUNNING, SCHEDULED, State
+from taskq.queue.task_row import TaskRow
+from taskq.queue.terms import NewTask, new_task
+from taskq.shapes import ACK, GIVE_BACK, NACK, SNOOZE, Handout
 from taskq.stores.base import KEEP_CALLS, Store
 from taskq.stores.memory import MemoryStore
 from taskq.stores.sqlite import SqliteStore

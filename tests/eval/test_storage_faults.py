@@ -27,8 +27,9 @@ from taskq.clock import FakeClock
 from taskq.config import QueueSettings
 from taskq.errors import OutcomeUnknown, StorageFull
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import State, new_task
-from taskq.service import ACK
+from taskq.queue.task import State
+from taskq.queue.terms import new_task
+from taskq.shapes import ACK
 from taskq.stores.sqlite import SqliteStore
 
 DRIVER = Path(__file__).resolve().parents[1] / "fault_driver.py"

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from yardstick import least
 
-from taskq.queue.task import FINAL, State, TaskRow
+from taskq.queue.task import FINAL, State
+from taskq.queue.task_row import TaskRow
 from taskq.stores.base import Batch, Opened
 from taskq.stores.sqlite import SqliteStore
 

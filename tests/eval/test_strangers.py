@@ -285,7 +285,7 @@ def _other_pythons() -> list[str]:
 PROGRAM = """
 import sys
 from taskq.config import Address, Join
-from taskq.queue.task import NewTask, new_task
+from taskq.queue.terms import NewTask, new_task
 from taskq.wire.client import RemoteQueue
 queue = RemoteQueue(Join((Address.parse(sys.argv[1]),), bytes(range(32))))
 assert queue.hello()["name"] == "tests"

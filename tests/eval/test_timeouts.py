@@ -16,7 +16,7 @@ from cluster import Cluster, Process, wait_until
 
 from taskq import Client, Retry, TaskCancelled, named
 from taskq.registry import STOPPING, TaskType
-from taskq.service import ACK, Handout
+from taskq.shapes import ACK, Handout
 from taskq.wire.codec import encode_arguments
 from taskq.workers import executor
 from taskq.workers.slots import SlotTable

@@ -10,7 +10,7 @@ from cluster import Cluster
 
 from taskq import Unique, named
 from taskq.errors import NotUnique
-from taskq.queue.task import Terms, new_task
+from taskq.queue.terms import Terms, new_task
 from taskq.wire.codec import encode_arguments
 
 BY_USER = Unique(by=("duration",), while_in=("pending", "running"))

@@ -23,10 +23,10 @@ from taskq.clock import SystemClock
 from taskq.config import Address, Join
 from taskq.errors import Malformed, ManagerUnavailable
 from taskq.queue.job_queue import JobQueue
-from taskq.queue.task import new_task
+from taskq.queue.terms import new_task
 from taskq.queue.waiting import Seat
 from taskq.registry import TaskType, current_task
-from taskq.service import Attached, Handout, Report, Reserved, WorkerInfo
+from taskq.shapes import Attached, Handout, Report, Reserved, WorkerInfo
 from taskq.stores.memory import MemoryStore
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import decode, encode_arguments

@@ -167,6 +167,11 @@ class Pools:
         wait_until(lambda: self.states(*ids) == {state: len(ids)}, timeout, f"{ids} to be {state}")
         return self.records(*ids)
 
+    def until_draining(self) -> None:
+        """What is submitted from here on is for others: the manager has heard it from every worker process."""
+        told = {"draining"}
+        wait_until(lambda: {one["state"] for one in self.cluster.snapshot()["workers"]} == told, what="all to drain")
+
     def children(self, pool: Process) -> list[psutil.Process]:
         return psutil.Process(pool.pid).children()
 
@@ -377,7 +382,7 @@ def test_a_signal_lets_running_tasks_finish(pools: Pools, number: int) -> None:
     running = pools.submit("hold", "a")
     pools.until_running("a")
     pool.send(number)
-    pools.cluster.until_output(pool, "ask again to stop at once")
+    pools.until_draining()
     later = pools.submit("hold", "b")
     pools.let_go("a", "b")
     assert pool.popen.wait(15) == 0
@@ -453,8 +458,7 @@ def test_orphans_finish_deliver_and_leave(pools: Pools) -> None:
     ids = [pools.submit("hold", name) for name in ("a", "b")]
     pools.until_running("a", "b")
     pool.kill()
-    told = {"draining"}  # that is when they know
-    wait_until(lambda: {one["state"] for one in pools.cluster.snapshot()["workers"]} == told, what="orphans to drain")
+    pools.until_draining()
     waiting = pools.submit("hold", "c")
     pools.let_go("a", "b", "c")
     pools.until("completed", *ids)

@@ -16,7 +16,7 @@ from observed import RUNS_PER_EPOCH
 
 from taskq.queue.places import HOLD
 from taskq.queue.task import FINAL, RUNNING
-from taskq.service import ACK, GIVE_BACK, NACK, SNOOZE
+from taskq.shapes import ACK, GIVE_BACK, NACK, SNOOZE
 
 SLACK = 0.001
 ENDS = (ACK, NACK, GIVE_BACK, SNOOZE)

@@ -13,7 +13,7 @@ from taskq.queue.check import check
 from taskq.queue.job_queue import JobQueue
 from taskq.reconnecting import PASSING
 from taskq.registry import CURRENT, TaskType
-from taskq.service import ACK, GIVE_BACK, NACK, ChildInfo, Evidence, WorkerInfo
+from taskq.shapes import ACK, GIVE_BACK, NACK, ChildInfo, Evidence, WorkerInfo
 from taskq.wire.client import RemoteQueue
 from taskq.wire.codec import encode
 from taskq.wire.frames import ConnectionLost
