@@ -16,7 +16,8 @@ class Changes:
     ``written``: records to store, final ones included. ``final``: those that became final. ``ready``: how many tasks
     became pending, by (queue, type). ``left``: worker processes that are no longer expected back. ``attempts``: those
     that are over and did not complete their task. ``recall``: worker processes whose waiting `reserve` has news.
-    ``result_ends``: until when results are kept that have a time of their own.
+    ``result_ends``: until when results are kept that have a time of their own. ``moved``: records to store that nothing
+    has become of: their dates followed the clock.
     """
 
     written: list[Task] = field(default_factory=list)
@@ -26,6 +27,7 @@ class Changes:
     attempts: list[AttemptRow] = field(default_factory=list)
     recall: list[str] = field(default_factory=list)
     result_ends: list[ResultEnd] = field(default_factory=list)
+    moved: list[Task] = field(default_factory=list)
 
     def add(self, later: Changes) -> None:
         """Take over what changed after this."""
@@ -34,6 +36,8 @@ class Changes:
         self.left += later.left
         self.attempts += later.attempts
         self.recall += later.recall
+        self.result_ends += later.result_ends
+        self.moved += later.moved
         for place, count in later.ready.items():
             self.ready[place] = self.ready.get(place, 0) + count
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskq.errors import BadArguments, KeyConflict, StorageFull, TaskNotFound
+from taskq.errors import BadArguments, KeyConflict, NotUnique, StorageFull, TaskNotFound
 from taskq.queue.core import QueueCore
 from taskq.queue.feeds import fitting, outcome, unknown
 from taskq.queue.idempotency import call_digest
@@ -13,6 +13,7 @@ from taskq.queue.limits import check_number, check_seconds, checked
 from taskq.queue.task import FINAL, State, state_named
 from taskq.queue.task_row import TaskRow, cut, describe
 from taskq.queue.terms import NewTask
+from taskq.queue.uniqueness import as_long_as_calls
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT
 from taskq.shapes import Finished, Outcome, Submitted
 from taskq.stores.base import CallRow, KeyRow
@@ -64,11 +65,15 @@ class ClientVerbs(QueueCore):
                 "the disk of the manager is nearly full; not accepted", hint="free some space, then try again"
             )
         now = self._now()
-        accepted = self._state.submit(client, items, known, now)
+        try:
+            accepted = self._state.submit(client, items, known, now)
+        except (KeyConflict, NotUnique):  # they tell of a task: only when it is on disk
+            self._commit.settle(self._commit.mark)
+            raise
         first_id = self._state.next_id - len(items)
         call = CallRow(client, seq, first_id, len(items), digest, self._ageing.calls(now))
         self._recent.add(call, accepted.keys)
-        self._commit.add_call(call, accepted.keys, accepted.uniques)
+        self._commit.add_call(call, accepted.keys, as_long_as_calls(accepted.uniques, call.at))
         if self._recent.is_large():
             self._recent.turn(self._commit.mark, self._commit.covered)
         self._finish(accepted.changes, durable=True)

@@ -221,11 +221,11 @@ class QueueCore:
         """Put changes into the next commit; gives its mark."""
         self._commit.add_left(changes.left)
         self._commit.add_result_ends(changes.result_ends)
-        if not changes.written and not changes.left:
+        if not changes.written and not changes.moved and not changes.left:
             return self._commit.mark
         self._lines.extend(task_log.transitions(changes.written))
         self._commit.add_attempts(changes.attempts)
-        mark = self._commit.add(changes.written)
+        mark = self._commit.add([*changes.written, *changes.moved] if changes.moved else changes.written)
         self._housekeeper.expect(LINGER)
         self._housekeeper.expect(self._state.places.next_date() - self._clock.wall())
         return mark

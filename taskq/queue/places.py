@@ -119,7 +119,7 @@ class Places:
         for task in running:
             if task.started_at is not None:
                 task.started_at += jump
-        return Changes(self.schedule.shift(jump))
+        return Changes(moved=self.schedule.shift(jump))
 
     def load(self, task: Task, now: Moment, changes: Changes) -> None:
         """Put a stored task that does not run where its state belongs.

@@ -61,7 +61,7 @@ class Uniqueness:
                 continue
             if terms.unique_raises:
                 raise _conflict(position, item, twin)
-            rows.append(UniqueRow(ids[position], value, wall, wall + KEEP_CALLS, twin))
+            rows.append(UniqueRow(ids[position], value, wall, None, twin))
             ids[position] = twin
             existing.append(position)
         existing.sort()
@@ -73,7 +73,7 @@ class Uniqueness:
             task = tasks.get(number)
             if task is not None and terms.unique_in and task.state.label in terms.unique_in:
                 return number
-            if terms.unique_within and wall < self._rows[number].at + terms.unique_within:
+            if abs(wall - self._rows[number].at) < terms.unique_within:  # a clock that was ahead then opens no long one
                 return number
         return None
 
@@ -113,7 +113,12 @@ class Uniqueness:
 def repetitions(first: int, ids: Sequence[int], existing: Sequence[int], wall: float) -> list[UniqueRow]:
     """What is to be known of items that a key had already, so that the same call gives the same ids again even when
     the key is no longer kept. ``first``: the id that the first item would have had."""
-    return [UniqueRow(first + position, b"", wall, wall + KEEP_CALLS, ids[position]) for position in existing]
+    return [UniqueRow(first + position, b"", wall, None, ids[position]) for position in existing]
+
+
+def as_long_as_calls(rows: Iterable[UniqueRow], calls: float) -> list[UniqueRow]:
+    """The same rows; those of repetitions are kept for as long as the call that they belong to, made at ``calls``."""
+    return [row if row.twin is None else row._replace(until=calls + KEEP_CALLS) for row in rows]
 
 
 def _twin_here(here: Sequence[tuple[int, str]], terms: Terms) -> int | None:

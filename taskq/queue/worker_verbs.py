@@ -179,7 +179,7 @@ class WorkerVerbs(QueueCore):
         changes = self._state.follow_wall_clock(now)
         if self._state.places.expiry.first() <= now.wall:
             changes.add(self._state.expire(now))
-        if changes.written:
+        if changes.written or changes.moved:
             self._finish(changes, durable=False)
 
     def _take_back(self, incarnation: str, session: int, handouts: Sequence[Handout]) -> None:

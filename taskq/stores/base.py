@@ -145,7 +145,7 @@ class Opened:
 
     ``epoch`` was raised by one; that is on disk when `Store.open` returns. ``live`` counts the records that are not
     final; ``final`` counts the others by state. ``last_record_at``, ``last_call_at``: times of the
-    newest record and the newest submit call there are.
+    newest record there is and, by the calls' own clock, of the newest submit call or purge of a key.
     """
 
     store_id: int

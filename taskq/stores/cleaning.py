@@ -103,7 +103,11 @@ def prune(db: sqlite3.Connection, now: float, calls: float) -> bool:
     """Forget calls older than 24 h, and keys and unique values whose time is over, some of each; gives whether there
     may be more.
     """
-    ends = ((schema.OLD_CALLS, calls - KEEP_CALLS), (schema.OLD_KEYS, calls), (schema.OLD_UNIQUES, now))
+    ends = (
+        (schema.OLD_CALLS, calls - KEEP_CALLS),
+        (schema.OLD_KEYS, calls),
+        (schema.OLD_UNIQUES, min(now, calls)),  # repetitions go by the calls, windows by the wall clock
+    )
     return PRUNED in [db.execute(statement, (end, PRUNED)).rowcount for statement, end in ends]
 
 

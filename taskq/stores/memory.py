@@ -55,6 +55,10 @@ class Ends(Generic[K]):
         """It has no end."""
         self._ends.pop(key, None)
 
+    def all(self) -> Iterable[float]:
+        """When the things that have an end are over, in no order."""
+        return self._ends.values()
+
     def over(self, now: float) -> list[K]:
         """Take up to `PRUNED` of those that are over, the first ones first."""
         found: list[K] = []
@@ -114,12 +118,17 @@ class MemoryStore:
                 list(self._workers.values()),
                 list(self._queues.values()),
                 self._rows[max(self._rows)].submitted_at if self._rows else None,
-                max((call.at for call in self._calls.values()), default=None),
+                max(self._call_times(), default=None),
             )
             take(opened, self._live())
             self._open = True
             self._epoch += 1
             return opened
+
+    def _call_times(self) -> Iterator[float]:
+        """What carries the time of calls: they themselves, and keys that outlast them."""
+        yield from (call.at for call in self._calls.values())
+        yield from (end - KEEP_CALLS for end in self._key_ends.all())
 
     def _live(self) -> Iterator[TaskRow]:
         for id in sorted(id for id, row in self._rows.items() if row.state not in FINAL):
@@ -318,7 +327,7 @@ class MemoryStore:
                     del self._last_seqs[client]
             for key in keys:
                 del self._keys[key]
-            uniques = self._unique_ends.over(now)
+            uniques = self._unique_ends.over(min(now, calls))  # repetitions go by the calls, windows by the wall clock
             for id in uniques:
                 del self._uniques[id]
             return PRUNED in (len(old), len(keys), len(uniques))

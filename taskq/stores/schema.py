@@ -24,7 +24,7 @@ from typing import Any
 
 from taskq.errors import ConfigError
 from taskq.queue.task_row import TaskChange, TaskRow
-from taskq.stores.base import KEEP_ATTEMPTS, AttemptRow
+from taskq.stores.base import KEEP_ATTEMPTS, KEEP_CALLS, AttemptRow
 
 APPLICATION_ID = 0x7461736B
 """``task``, in the file's header: tells our files from other SQLite databases."""
@@ -265,7 +265,11 @@ OLD_RESULTS = (
 ENDED = f"SELECT {', '.join(TaskChange._fields)}, state_sum FROM task WHERE id IN {_IDS}"
 FORGET_RESULTS = tuple(f"DELETE FROM {table} WHERE id IN {_IDS}" for table in ("result", "result_end"))
 NEWEST_RECORD = "SELECT (SELECT submitted_at FROM task ORDER BY id DESC LIMIT 1)"
-NEWEST_CALL = "SELECT max(at) FROM call"
+NEWEST_CALL = (
+    "SELECT max(at) FROM (SELECT max(at) AS at FROM call"
+    f" UNION ALL SELECT max(expires) - {KEEP_CALLS!r} FROM key WHERE expires IS NOT NULL)"
+)
+"""What carries the time of calls: they themselves, and keys that outlast them."""
 OLD_CALLS = "DELETE FROM call WHERE (client, seq) IN (SELECT client, seq FROM call WHERE at < ? ORDER BY at LIMIT ?)"
 OLD_KEYS = (
     "DELETE FROM key WHERE key IN"

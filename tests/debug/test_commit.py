@@ -25,6 +25,7 @@ from taskq.shapes import ACK, NACK, SNOOZE, Outcome
 from taskq.stores.base import Batch, KeyRow
 from taskq.stores.memory import MemoryStore
 
+UNIQUE = {"unique": b"u", "unique_in": ("pending",)}
 POOL: Any = {"id": "pool", "name": "pool", "host": "h", "pid": 1, "local": None}
 
 
@@ -199,6 +200,29 @@ def test_twins_of_one_call_get_the_same_ids_though_they_come_together(
     store.gate.set()
     assert {tuple(twin.result(10).ids) for twin in twins} == {(1, 2)}
     assert len(queue._state.tasks) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"key": "k"}, {"key": "k", "priority": 5}),
+        (dict(UNIQUE), {**UNIQUE, "unique_raises": True}),
+    ],
+    ids=["a key of other content", "a unique twin"],
+)
+def test_nobody_is_refused_for_a_task_that_may_not_reach_the_disk(
+    first: dict[str, Any], second: dict[str, Any], queue: JobQueue, store: GatedStore, threads: ThreadPoolExecutor
+) -> None:
+    store.gate.clear()
+    store.broken = True
+    submit = threads.submit(queue.submit, 1, 1, [item(**first)])
+    assert store.entered.acquire(timeout=10)
+    refused = threads.submit(queue.submit, 2, 1, [item(**second)])
+    assert not wait([refused], timeout=0.1).done
+    store.gate.set()
+    for call in (submit, refused):
+        with pytest.raises(OutcomeUnknown):
+            call.result(10)
 
 
 def test_a_full_disk_refuses_new_tasks_and_nothing_else(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -416,6 +416,24 @@ def test_a_key_outlives_its_purged_task_by_a_day(store: Store) -> None:
     assert set(store.find_keys(["gone", "here"])) == {"here"}
 
 
+def test_the_time_of_calls_goes_on_where_a_purge_was(store: Store) -> None:
+    """Else it would begin anew once no call is known any more, and keys would be forgotten too early."""
+    put(store, finished(1, key="k"), keys=[KeyRow("k", 1, b"1")], calls=[CallRow(1, 1, 1, 1, b"", NOW)])
+    later = NOW + KEEP_CALLS + 1
+    store.prune(later, later)
+    store.purge(FINAL, NOW + 1, 10, later)
+    store.close()
+    assert store.open().last_call_at == later
+
+
+def test_repetitions_go_by_the_time_of_calls_and_not_by_the_wall_clock(store: Store) -> None:
+    put(store, row(1), uniques=[UniqueRow(3, b"a", NOW, NOW + KEEP_CALLS, 1)])
+    store.prune(NOW + 10 * KEEP_CALLS, NOW + KEEP_CALLS - 1)
+    assert store.twins([3]) == {3: 1}
+    store.prune(NOW + 10 * KEEP_CALLS, NOW + KEEP_CALLS)
+    assert store.twins([3]) == {}
+
+
 def test_a_key_that_is_used_again_belongs_to_the_new_task(store: Store) -> None:
     put(store, finished(1, key="k"), keys=[KeyRow("k", 1, b"1")])
     store.purge(FINAL, NOW + 1, 10, NOW)

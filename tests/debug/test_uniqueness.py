@@ -150,7 +150,7 @@ def test_after_a_restart_the_store_knows() -> None:
     rows = before.submit(1, [one(), one(), one(b"w", within=60.0), new_task("x", b"")], {}, START).uniques
     assert rows == [
         UniqueRow(1, b"v", START.wall, None, None),
-        UniqueRow(2, b"v", START.wall, START.wall + 86400, 1),
+        UniqueRow(2, b"v", START.wall, None, 1),
         UniqueRow(3, b"w", START.wall, START.wall + 60, None),
     ]
     live = [to_row(task) for task in before.tasks.values() if task.id != 3]

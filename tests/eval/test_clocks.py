@@ -127,13 +127,16 @@ def test_leases_know_nothing_of_the_wall_clock_and_dates_follow_it(
     print(f"T10: {len(scenes)} clocks that jumped, {2 * len(scenes)} leases over it, 0 ended or were run again")
 
 
+UNIQUE: dict[str, Any] = {"unique": b"u", "unique_in": ("pending", "running"), "unique_within": 60.0}
+
+
 class Desk:
     """A queue under a clock that stands still, and a worker that holds a task."""
 
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.store = MemoryStore()
-        self.queue = self._open()
+        self.queue = self.open()
         pool: Any = {"id": "p", "name": "p", "host": "h", "pid": 1, "local": None}
         kind = {"name": "t", "parameters": (), "queue": "default", "max_retries": 3, "backoff": 1.0, "timeout": None}
         info: Any = {"incarnation": "i", "pool": pool, "name": "w", "host": "h", "pid": 2, "threads": 9, "queues": ()}
@@ -142,7 +145,8 @@ class Desk:
         self.queue.tick()
         [self.task] = self.queue.reserve("i", self.session, 1, 0, (), 0.0).tasks
 
-    def _open(self) -> JobQueue:
+    def open(self) -> JobQueue:
+        """A manager of this store."""
         queue = JobQueue(self.store, self.clock, QueueSettings(lease=30.0))
         queue.open()
         return queue
@@ -150,11 +154,11 @@ class Desk:
     def restart(self) -> None:
         """The next manager takes over."""
         self.queue.close()
-        self.queue = self._open()
+        self.queue = self.open()
 
-    def submit(self, seq: int = 1) -> Submitted:
+    def submit(self, seq: int = 1, **options: Any) -> Submitted:
         """Submit a task; with the same number it is the same call."""
-        return self.queue.submit(1, seq, [new_task("t", b"", jitter=False)])
+        return self.queue.submit(1, seq, [new_task("t", b"", jitter=False, **options)])
 
     def record(self, id: int) -> dict[str, Any]:
         """What the manager says of a task."""
@@ -217,6 +221,75 @@ def test_a_hand_out_just_after_a_jump_begins_by_the_new_time(jump: float) -> Non
     assert desk.record(1)["due_at"] == before + jump
     desk.restart()
     assert desk.record(1)["due_at"] == before + jump
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_window_that_began_while_the_clock_was_ahead_is_no_longer_than_others(restart: bool) -> None:
+    desk = Desk()
+    desk.clock.jump(YEAR)
+    [first] = desk.submit(2, **UNIQUE).ids
+    [handed] = desk.queue.reserve("i", desk.session, 1, 0, (), 0.0).tasks
+    desk.queue.report("i", desk.session, [(ACK, handed.id, handed.run, b"r", 0.1)])
+    desk.clock.jump(-YEAR)
+    desk.clock.advance(HOUR)
+    if restart:
+        desk.restart()
+    [second] = desk.submit(3, **UNIQUE).ids
+    assert second != first == handed.id
+    assert desk.submit(4, **UNIQUE).ids == [second]
+
+
+@pytest.mark.parametrize("how", ["jump", "stop"])
+def test_the_same_call_meets_the_same_twin_whatever_the_clock_does(how: str) -> None:
+    desk = Desk()
+    [twin] = desk.submit(2, **UNIQUE).ids
+    assert desk.submit(3, **UNIQUE).ids == [twin]
+    if how == "jump":
+        desk.clock.jump(YEAR)
+    else:
+        desk.queue.close()
+        desk.clock.advance(72 * HOUR)
+        desk.queue = desk.open()
+    for _ in range(65):
+        desk.clock.advance(60.0)
+        desk.queue.clean()
+    desk.restart()
+    assert desk.submit(3, **UNIQUE).ids == [twin]
+
+
+def test_a_key_is_kept_for_a_day_after_its_purge_although_no_call_is_known_any_more() -> None:
+    desk = Desk()
+    desk.queue.report("i", desk.session, [(ACK, desk.task.id, desk.task.run, b"r", 0.1)])
+    [keyed] = desk.submit(2, key="k").ids
+    [handed] = desk.queue.reserve("i", desk.session, 1, 0, (), 0.0).tasks
+    desk.queue.report("i", desk.session, [(ACK, handed.id, handed.run, b"r", 0.1)])
+    desk.queue.close()
+    desk.clock.advance(72 * HOUR)
+    desk.queue = desk.open()
+    desk.clock.advance(26 * HOUR)
+    desk.queue.clean()
+    desk.queue.purge(["completed"], 0.0)
+    assert list(desk.queue.get([keyed])) == [None]
+    desk.restart()
+    desk.clock.advance(HOUR)
+    desk.queue.clean()
+    assert desk.submit(1, key="k").ids == [keyed]
+    desk.clock.advance(24 * HOUR)
+    desk.queue.clean()
+    desk.restart()
+    assert desk.submit(2, key="k").ids != [keyed]
+
+
+def test_a_clock_that_is_set_is_no_news_of_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    error = ("error", "OSError", "no", "trace")
+    desk.queue.report("i", desk.session, [(NACK, desk.task.id, desk.task.run, error, 60.0, 0.1)])
+    for jump in (YEAR, -YEAR, HOUR):
+        desk.clock.jump(jump)
+        desk.queue.tick()
+    assert [record.getMessage() for record in caplog.records if "runs again" in record.getMessage()] == [
+        "task 1 (t) failed on w and runs again: OSError"
+    ]
 
 
 def test_a_clock_that_was_wrong_for_a_while_deletes_nothing() -> None:

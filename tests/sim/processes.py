@@ -41,7 +41,7 @@ class SimQueue(JobQueue):
     ledger: Ledger
 
     def _record(self, changes: Any) -> int:
-        self.world.changed = self.world.changed or bool(changes.written)
+        self.world.changed = self.world.changed or bool(changes.written or changes.moved)
         self.ledger.changed(changes.written)
         return super()._record(changes)
 
