@@ -81,7 +81,11 @@ class Watchdog:
     # -- for anybody else
 
     def cancel(self, run: int, at: float) -> None:
-        """Raise `TaskCancelled` in this run ``at`` this time (monotonic seconds), if it is not over then."""
+        """Raise `TaskCancelled` in this run ``at`` this time (monotonic seconds), if it is armed by then and not over.
+
+        It may never be, so whoever arms a run looks himself afterwards whether it is cancelled."""
+        if self._thread is None:  # nothing was armed yet, and nobody would ever take this out again
+            return
         self._cancels[run] = at
         if at < self._next:
             self._wake.put(None)

@@ -76,6 +76,7 @@ class Worker:
         self._finished: deque[Outcome] = deque()
         self._unsent: list[Outcome] = []
         self._progress: dict[int, Outcome] = {}
+        self._early: deque[int] = deque(maxlen=MAX_BATCH)  # cancelled before they came; no reserve brings more of them
         self._reporter_waits = False
         self._report_wake: queue.SimpleQueue[None] = simple_queue()
         self._draining = False
@@ -141,12 +142,16 @@ class Worker:
         self.wake()
 
     def cancel(self, run: int) -> None:
-        """Ask a run to stop, if it is held here; one that has not begun never does."""
-        held = self._attachment.held
-        for former in [one for one in STOPPING.copy() if one not in held]:
+        """Ask a run to stop; one that has not begun never does, not even one whose hand-out is still on its way here.
+
+        To be called by one thread."""
+        held, early = self._attachment.held, self._early
+        if run not in held:
+            early.append(run)
+        awaited = set(early)
+        for former in [one for one in STOPPING.copy() if one not in held and one not in awaited]:
             STOPPING.discard(former)
-        if run in held:
-            self._executor.cancel(run)
+        self._executor.cancel(run)  # it looks there when a task begins, so the task may come later
 
     def after_fork(self) -> None:
         """In a process that a task forked: nothing of the worker's goes on there."""
@@ -225,6 +230,14 @@ class Worker:
         else:
             self._pauses.reset()
             self._lost_at = None
+            self._forget_early_cancels()
+
+    def _forget_early_cancels(self) -> None:
+        """What was on its way was lost with the former session; and another store may give the same run numbers."""
+        early, self._early = self._early, deque(maxlen=MAX_BATCH)
+        for run in early.copy():
+            if run not in self._attachment.held:
+                STOPPING.discard(run)
 
     def _pause(self, seconds: float) -> None:
         if self._lost_at is None:
