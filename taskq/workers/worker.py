@@ -74,7 +74,7 @@ class Worker:
         self._all_threads: list[Thread] = []
         self._backlog = Backlog(threads, attachment.held)
         self._finished: deque[Outcome] = deque()
-        self._unsent: list[Outcome] = []
+        self._unsent: dict[int, Outcome] = {}  # by identity of the hand-out: another store may give the same run
         self._progress: dict[int, Outcome] = {}
         self._early: deque[int] = deque(maxlen=MAX_BATCH)  # cancelled before they came; no reserve brings more of them
         self._reporter_waits = False
@@ -256,8 +256,8 @@ class Worker:
             self._attachment.drain()
         self._collect()
         if self._unsent:
-            if self._attachment.report(self._unsent):
-                self._unsent = []
+            if self._attachment.report(list(self._unsent.values())):
+                self._unsent = {}
                 self._backlog.delivered()
             else:
                 self._attachment.wait(TICK)
@@ -267,14 +267,22 @@ class Worker:
             self._wait_for_outcomes()
 
     def _collect(self) -> None:
-        """Add what has finished to what is still to be sent, up to the limits of one call."""
-        size = sum(map(_size, self._unsent))
+        """Add what has finished to what is still to be sent, up to the limits of one call; and the newest progress.
+
+        Of each task there is one word at most, so that however long the manager is away, what it has missed is no more
+        than is held and fits into one call."""
+        unsent = self._unsent
         for run in list(self._progress):
-            self._unsent.append(self._progress.pop(run))
-        while self._finished and len(self._unsent) < MAX_BATCH and size < MAX_BATCH_BYTES:
+            newest = self._progress.pop(run)
+            before = unsent.get(id(newest.handout))
+            if before is None or before.report[0] == PROGRESS:  # else the task is over, and nobody asks how far it is
+                unsent[id(newest.handout)] = newest
+        size = sum(map(_size, unsent.values()))
+        while self._finished and len(unsent) < MAX_BATCH and size < MAX_BATCH_BYTES:
             outcome = self._finished.popleft()
             size += _size(outcome)
-            self._unsent.append(outcome)
+            unsent.pop(id(outcome.handout), None)  # its progress; outcomes keep the order in which they came
+            unsent[id(outcome.handout)] = outcome
 
     def _wait_for_outcomes(self) -> None:
         self._reporter_waits = True

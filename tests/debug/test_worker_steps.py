@@ -12,10 +12,10 @@ from taskq.clock import SystemClock
 from taskq.errors import ManagerUnavailable
 from taskq.registry import STOPPING, TaskType
 from taskq.service import MAX_BATCH
-from taskq.shapes import ACK, NACK, Attached, Handout, Report, Reserved
+from taskq.shapes import ACK, NACK, PROGRESS, Attached, Handout, Report, Reserved
 from taskq.wire.codec import encode_arguments
 from taskq.workers import worker as worker_module
-from taskq.workers.attachment import Attachment
+from taskq.workers.attachment import Attachment, Outcome
 from taskq.workers.slots import SlotTable
 from taskq.workers.worker import Worker
 
@@ -147,3 +147,48 @@ def test_what_was_on_its_way_is_lost_with_the_session_and_so_is_its_cancel(bench
     bench.hand_out(7)
     bench.work()
     assert bench.ran == [7]
+
+
+# -- progress
+
+
+def test_progress_takes_no_more_room_while_the_manager_is_away(bench: Bench) -> None:
+    (task,) = bench.hand_out(1)
+    bench.manager.away = True
+    for step in range(100):
+        bench.worker._on_progress(task, step / 100, "")
+        bench.worker._report_step()
+    assert len(bench.worker._unsent) == 1
+    bench.manager.away = False
+    bench.attach_again()
+    assert bench.reported() == [(PROGRESS, 1, 1, 0.99, "")]
+
+
+def test_an_outcome_takes_the_place_of_its_tasks_progress_and_keeps_its_own(bench: Bench) -> None:
+    first, second, third = bench.hand_out(1, 2, 3)
+    bench.manager.away = True
+    for task in (third, second, first):
+        bench.worker._on_progress(task, 0.5, "")
+    bench.worker._report_step()
+    finished = bench.worker._finished
+    finished += [Outcome(task, (ACK, task.id, task.run, b"", 0.1)) for task in (first, second)]
+    bench.worker._report_step()
+    for task in (first, third):
+        bench.worker._on_progress(task, 0.75, "of a thread that the task left behind, for one")
+    bench.manager.away = False
+    bench.attach_again()
+    told = [(report[0], report[1]) for report in bench.reported()]
+    assert [word for word in told if word[0] == ACK] == [(ACK, 1), (ACK, 2)]
+    assert [word for word in told if word[0] == PROGRESS] == [(PROGRESS, 3)]
+
+
+def test_what_has_gathered_while_the_manager_was_away_goes_in_one_call(bench: Bench) -> None:
+    tasks = bench.hand_out(*range(1, MAX_BATCH))
+    bench.manager.away = True
+    for task in tasks:
+        bench.worker._on_progress(task, 0.5, "")
+        bench.worker._report_step()
+        bench.worker._finished.append(Outcome(task, (ACK, task.id, task.run, b"", 0.1)))
+    bench.manager.away = False
+    bench.attach_again()
+    assert [report[:2] for report in bench.reported()] == [(ACK, task.id) for task in tasks]
