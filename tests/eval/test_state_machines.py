@@ -394,7 +394,7 @@ class Walk(RuleBasedStateMachine):
             self.go(task.id, Event.CANCELLED)
             return
         known.failures += 1
-        over = delay == -1 or (known.failures > RETRIES and known.item.terms.max_retries == RETRIES)
+        over = delay == -1 or known.failures > known.item.terms.max_retries
         state = self.attempt_over(task.id, Event.FAIL if over else Event.RETRY)
         if state is SCHEDULED:
             pause = 2.0 ** (known.failures - 1)
