@@ -34,6 +34,7 @@ class Callbacks:
         self._wanted: dict[Any, list[Callback]] = {}
         self._due: SimpleQueue[tuple[Any, list[Callback]] | None] = SimpleQueue()
         self._thread: threads.Thread | None = None
+        self._ended = False
 
     def __bool__(self) -> bool:
         return bool(self._wanted)
@@ -44,24 +45,25 @@ class Callbacks:
             return list(self._wanted)
 
     def add(self, handle: Any, callback: Callback) -> None:
-        """Call this when `settled` tells of the handle."""
+        """Call this when `settled` tells of the handle. Raises `RuntimeError`: there is no room for a thread."""
         with self._lock:
+            if self._ended:
+                return
+            if self._thread is None:  # here, where somebody hears that it failed: who settles cannot do without
+                self._thread = threads.start_thread(_run, "taskq-callbacks", self._due)
             self._wanted.setdefault(handle, []).append(callback)
 
     def settled(self, handle: Any) -> None:
         """There is no further news of this handle: call what waits for it, in the order in which it was added."""
         with self._lock:
             callbacks = self._wanted.pop(handle, None)
-            if callbacks is None:
-                return
-            if self._thread is None:
-                self._thread = threads.new_thread(_run, "taskq-callbacks", self._due)
-                self._thread.start()
-            self._due.put((handle, callbacks))
+            if callbacks is not None:
+                self._due.put((handle, callbacks))
 
     def end(self) -> None:
-        """End the thread after what is due; what still waits is never called."""
+        """End the thread after what is due; what still waits, or comes later, is never called."""
         with self._lock:
+            self._ended = True
             self._wanted.clear()
             if self._thread is not None:
                 self._due.put(None)
@@ -76,16 +78,18 @@ class Others:
         self._open: dict[Any, None] = {}
         self._running = False
 
-    def add(self, handle: Any, wait_any: Callable[[Sequence[Any], float], Sequence[Any]]) -> None:
-        """Tell the `Callbacks` when this handle settles. ``wait_any(handles, seconds)`` gives those that have.
+    def add(self, handle: Any, callback: Callback, wait_any: Callable[[Sequence[Any], float], Sequence[Any]]) -> None:
+        """Call this when the handle settles. ``wait_any(handles, seconds)`` gives those that have.
 
-        This object never holds ``wait_any`` while nothing is waited for.
+        This object never holds ``wait_any`` while nothing is waited for. Raises `RuntimeError`: there is no room for a
+        thread, and nothing will be called.
         """
         with self._lock:
-            self._open[handle] = None
             if not self._running:
+                threads.start_thread(self._run, "taskq-others", wait_any)  # its first step waits for our lock
                 self._running = True
-                threads.new_thread(self._run, "taskq-others", wait_any).start()
+            self._callbacks.add(handle, callback)
+            self._open[handle] = None
 
     def _run(self, wait_any: Callable[[Sequence[Any], float], Sequence[Any]]) -> None:
         while handles := self._left():

@@ -241,8 +241,7 @@ class Feed:
     def _start(self) -> None:
         with self._changed:
             if self._thread is None and not self._closed.is_set():
-                self._thread = threads.new_thread(self._run, "taskq-results")
-                self._thread.start()
+                self._thread = threads.start_thread(self._run, "taskq-results")
 
     def _run(self) -> None:
         cursor, pauses = 0, Pauses(self.client)

@@ -61,8 +61,9 @@ class LocalPool:
             start_new_session=True,
             env={name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
         )
-        self._watcher = threading.Thread(target=self._watch, args=(self._process,), name="pool-watcher", daemon=True)
-        self._watcher.start()
+        watcher = threading.Thread(target=self._watch, args=(self._process,), name="pool-watcher", daemon=True)
+        watcher.start()
+        self._watcher = watcher  # only now: `kill` waits for it
         self._tell()
 
     def move(self, join: Join) -> None:

@@ -105,6 +105,7 @@ class Manager:
         ask_for_descriptors()
         bound_kept_memory()
         self._queue = self._open_queue()
+        self._queue.start()  # a queue that cannot is closed by `_stop`
         self._server = self._listen(self._queue, keys)
         self._server.start()
         join = self._write_join(self._server, keys)
@@ -167,7 +168,6 @@ class Manager:
             gc.enable()
         gc.freeze()
         gc.set_threshold(COLLECT_YOUNGEST_AFTER, gc.get_threshold()[1], COLLECT_OLDEST_AFTER)
-        job_queue.start()
         return job_queue
 
     def _say_progress(self, done: int, total: int) -> None:

@@ -184,8 +184,7 @@ class Sender:
     def put(self, batch: Batch) -> None:
         """Hand over a batch; waits while `AHEAD` are waiting. Raises the error of an earlier one."""
         if self._thread is None:
-            self._thread = threads.new_thread(self._run, "taskq-pipeline")
-            self._thread.start()
+            self._thread = threads.start_thread(self._run, "taskq-pipeline")
         with self._changed:
             while len(self._waiting) >= AHEAD and self.error is None:
                 self._changed.wait()

@@ -297,8 +297,7 @@ class Results:
         if handle.outcome is None and not handle.own:
             if self._closed:
                 raise closed()
-            self._feed.callbacks.add(handle, callback)
-            self._others.add(handle, self.wait_any)
+            self._others.add(handle, callback, self.wait_any)
         elif handle.outcome is not None or not self._feed.call_back(handle, callback):
             call(handle, callback)
 

@@ -161,6 +161,16 @@ def new_thread(target: Callable[..., object], name: str, *args: object) -> Threa
     return _now.thread(target, name, *args)
 
 
+def start_thread(target: Callable[..., object], name: str, *args: object) -> Thread:
+    """A thread that runs. Raises `RuntimeError` when the system has no room for it.
+
+    Who keeps what this gives, and only that, never waits for a thread that was not started, and may try again.
+    """
+    thread = new_thread(target, name, *args)
+    thread.start()
+    return thread
+
+
 def current() -> object:
     """The thread that calls."""
     return _now.current()

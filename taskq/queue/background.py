@@ -27,9 +27,9 @@ class Background(ABC):
         self._thread: threads.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread = threads.new_thread(self._run, self._name)
-        self._thread.start()
+        """Start the thread if it has not been started. Raises `RuntimeError`: there is no room for it."""
+        if self._thread is None:
+            self._thread = threads.start_thread(self._run, self._name)
 
     def stop(self) -> None:
         """End the thread after what it does just now, and wait for it."""

@@ -17,18 +17,25 @@ PATIENCE = 1.0
 """Seconds that one call waits for the end of the copy."""
 
 
+class _Copy:
+    """One copy: the token of who asked for it, how far it is, and what ended it."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+        self.over = threads.event()
+        self.progress = (0, 0)
+        self.error: TaskqError | None = None
+
+
 class Backups:
     """Copies of a store. A copy is known by the token of who asked for it, so that a repeated call finds it again."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threads.lock()
-        self._over = threads.event()
         self._thread: threads.Thread | None = None
-        self._token = 0
+        self._last: _Copy | None = None
         self._stopping = False
-        self._progress = (0, 0)
-        self._error: TaskqError | None = None
 
     def ask(self, path: str, token: int) -> BackedUp:
         """Begin the copy if it has not begun, and wait a little for its end. Raises what ended it."""
@@ -36,12 +43,13 @@ class Backups:
         if not target.is_absolute():
             raise BadArguments("a backup needs the whole path of its file")
         with self._lock:
-            if token != self._token:
-                self._begin(target, token)
-        over = self._over.wait(PATIENCE)
-        if over and self._error is not None:
-            raise self._error
-        return BackedUp(over, *self._progress)
+            copy = self._last
+            if copy is None or copy.token != token:
+                copy = self._begin(target, token)
+        over = copy.over.wait(PATIENCE)
+        if over and copy.error is not None:
+            raise copy.error
+        return BackedUp(over, *copy.progress)
 
     def stop(self) -> None:
         """End a copy that is under way, and wait for it."""
@@ -49,28 +57,31 @@ class Backups:
         if self._thread is not None:
             self._thread.join()
 
-    def _begin(self, target: Path, token: int) -> None:
+    def _begin(self, target: Path, token: int) -> _Copy:
         if self._stopping:
             raise ShuttingDown("the manager is stopping", hint="try again when it is back")
         if self._thread is not None and self._thread.is_alive():
             raise Busy("another backup is being written", hint="try again when it is done")
-        self._over.clear()
-        self._progress, self._error, self._token = (0, 0), None, token
-        self._thread = threads.new_thread(self._run, "backup", target)
-        self._thread.start()
-
-    def _run(self, target: Path) -> None:
+        copy = _Copy(token)
         try:
-            self._store.backup(target, self._between)
+            self._thread = threads.start_thread(self._run, "backup", target, copy)
+        except RuntimeError as error:
+            raise Busy(f"the manager has no thread for a backup: {error}", hint="try again a little later") from None
+        self._last = copy  # only now: whoever asks again for one that has not begun begins it
+        return copy
+
+    def _run(self, target: Path, copy: _Copy) -> None:
+        try:
+            self._store.backup(target, lambda done, size: self._between(copy, done, size))
             event(log, logging.INFO, "backup_written", f"a backup of the store is in {target}")
         except TaskqError as error:
-            self._error = error
+            copy.error = error
         except Exception as error:  # whoever asked must hear of it
             log.exception("backup", extra={"taskq_event": "internal_error", "taskq_fields": {}})
-            self._error = TaskqError(f"the backup failed: {error}")
-        self._over.set()
+            copy.error = TaskqError(f"the backup failed: {error}")
+        copy.over.set()
 
-    def _between(self, done: int, size: int) -> None:
-        self._progress = (done, size)
+    def _between(self, copy: _Copy, done: int, size: int) -> None:
+        copy.progress = (done, size)
         if self._stopping:
             raise ShuttingDown("the manager is stopping; there is no backup", hint="try again when it is back")

@@ -122,7 +122,7 @@ class QueueCore:
         self._state.load(rows, now)
 
     def start(self) -> None:
-        """Start the threads of the queue's own."""
+        """Start the threads of the queue's own. Raises `RuntimeError`: no room for one; it may be called again then."""
         self._housekeeper.start()
         self._cleaner.start()
 

@@ -132,12 +132,10 @@ class Server(managers.Server):
         self._door.close()
 
     def serve_forever(self) -> None:
-        """Accept and serve until `stop_event` is set. Unlike the base's, it returns and does not end the process."""
-        accepter = threading.Thread(target=self.accepter, name="wire-door", daemon=True)
-        accepter.start()
+        """Accept until `close_listener`, and serve until `stop_event` is set too. Unlike the base's, it returns, does
+        not end the process, and needs no further thread, which may be not to be had."""
+        self.accepter()
         self.stop_event.wait()
-        self.close_listener()
-        accepter.join()
         self._end_connections()
 
     def accept_keys(self, key: bytes, former: bytes | None) -> None:
@@ -360,6 +358,7 @@ class WireServer:
         Calls that wait inside the service must be woken by the service first.
         """
         self._server.stop_event.set()
+        self._server.close_listener()
         if self._thread.ident is None:  # never started: this only closes
             self._server.serve_forever()
         else:

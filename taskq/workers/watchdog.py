@@ -100,9 +100,7 @@ class Watchdog:
     def _start(self) -> None:
         with self._starting:
             if self._thread is None:
-                thread = threads.new_thread(self._watch, "taskq-watchdog")
-                thread.start()
-                self._thread = thread
+                self._thread = threads.start_thread(self._watch, "taskq-watchdog")
 
     # -- the watchdog's thread
 

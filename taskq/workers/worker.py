@@ -48,7 +48,7 @@ from taskq.pauses import Pauses
 from taskq.registry import STOPPING
 from taskq.service import MAX_BATCH, MAX_BATCH_BYTES, MAX_WAIT
 from taskq.shapes import ACK, GIVE_BACK, NACK, PROGRESS, Handout
-from taskq.threads import Thread, event, new_thread, simple_queue
+from taskq.threads import Thread, event, simple_queue, start_thread
 from taskq.workers.attachment import Attachment, Outcome, ReportedDead
 from taskq.workers.backlog import Backlog
 from taskq.workers.executor import Executor, Types
@@ -98,9 +98,7 @@ class Worker:
         self._start("taskq-report", self._guard, self._report_step)
 
     def _start(self, name: str, target: Callable[..., None], argument: object) -> None:
-        thread = new_thread(target, name, argument)
-        thread.start()
-        self._all_threads.append(thread)
+        self._all_threads.append(start_thread(target, name, argument))
 
     def join(self, timeout: float) -> None:
         """Wait up to ``timeout`` seconds for each thread, when it is `over`."""
