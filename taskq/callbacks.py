@@ -97,11 +97,11 @@ class Others:
                 settled = wait_any(handles, ROUND)
             except TaskqError:
                 settled = handles  # there will be no news: whoever reads the result hears why
-            for handle in settled:
-                self._callbacks.settled(handle)
-            with self._lock:
+            with self._lock:  # first: what is added from here on is asked for once more
                 for handle in settled:
                     self._open.pop(handle, None)
+            for handle in settled:
+                self._callbacks.settled(handle)
 
     def _left(self) -> list[Any]:
         with self._lock:
