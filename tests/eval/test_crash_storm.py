@@ -76,7 +76,10 @@ class Reign:
 
 @dataclass
 class Storm:
-    """The cluster under fire. ``asleep``: until when (monotonic seconds) stopped processes are to stay so."""
+    """The cluster under fire. ``asleep``: until when (monotonic seconds) stopped processes are to stay so.
+
+    ``struck``: how often each task was running in a worker process that was killed.
+    """
 
     cluster: Cluster
     rng: random.Random
@@ -85,6 +88,7 @@ class Storm:
     history: HistoryList = field(default_factory=lambda: HistoryList("nemesis"))
     asleep: dict[psutil.Process, float] = field(default_factory=dict)
     kills: list[Kill] = field(default_factory=list)
+    struck: Counter[int] = field(default_factory=Counter)
     longest_pause: float = LONGEST_PAUSE
     pauses: int = 0
     reigns: list[Reign] = field(default_factory=list)
@@ -133,15 +137,19 @@ class Storm:
             if victim not in self._victims():
                 victim.resume()
                 return self.kill_worker(manager_is_there=manager_is_there)
+            self.struck.update(running(self.cluster.folder, victim.pid))
             victim.kill()
             self.asleep.pop(victim, None)
             self.history.fault("kill", workers=[str(victim.pid)])
             self.kills.append(Kill(victim.pid, time.monotonic(), self.reigns[-1].epoch if manager_is_there else 0))
 
     def _victims(self) -> list[psutil.Process]:
-        """All worker processes but those with a task that has died twice: a third time would rightly poison it."""
+        """All worker processes but those with a task that has died twice: a third time would rightly poison it.
+
+        Pools tell of tasks that had begun without a trace of it, and nobody tells of the orphans of a pool.
+        """
         told = Counter(id for _, ids in told_deaths(self.cluster) for id in ids)
-        spared = {id for id, times in told.items() if times > 1}
+        spared = {id for id, times in (told | self.struck).items() if times > 1}
         found = sorted(self.cluster.worker_processes(), key=lambda process: process.pid)
         return [one for one in found if spared.isdisjoint(running(self.cluster.folder, one.pid))]
 
